@@ -1,0 +1,1 @@
+"""SepViT, from weights to a checked, fast deployment."""

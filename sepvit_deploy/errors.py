@@ -1,0 +1,88 @@
+"""Every way this package fails on purpose.
+
+    SepvitError                 the base: one line, and the exit code of the command line
+    |-- InputError              2   something given is unusable
+    |   |-- OptionError             an option's value, or two that exclude each other
+    |   |-- CheckpointError         a weights file: unreadable, of another variant, incomplete
+    |   |-- GraphError              an ONNX file: unreadable, foreign, beyond what a stage takes
+    |   |-- PassportError           an artifact whose passport is missing, stale or of another file
+    |   |-- ImageError              a picture or a folder of pictures
+    |   `-- OutputError             a place that cannot be written
+    |-- MissingDependency       2   an optional package is not installed, or does not load
+    `-- CheckFailed             1   the work was done and its result is not acceptable
+        |-- AuditFailed             the graph is not deployable
+        `-- ParityFailed            two forms of the model disagree
+
+A message says what was found, what was expected and what to do next, in one line.
+"""
+
+from __future__ import annotations
+
+
+class SepvitError(Exception):
+    """A failure with an address.
+
+    Args:
+        found: what was met, naming the file or option.
+        expected: what would have been accepted.
+        hint: what to type or change next.
+    """
+
+    exit_code = 2
+
+    def __init__(self, found: str, *, expected: str | None = None, hint: str | None = None) -> None:
+        self.found = found
+        self.expected = expected
+        self.hint = hint
+        parts = [found]
+        if expected:
+            parts.append(f"expected {expected}")
+        if hint:
+            parts.append(hint)
+        super().__init__("; ".join(" ".join(part.split()) for part in parts))
+
+
+class InputError(SepvitError):
+    """Something given is unusable."""
+
+
+class OptionError(InputError):
+    """An option's value, or two options that exclude each other."""
+
+
+class CheckpointError(InputError):
+    """A weights file is unreadable, of another variant, or incomplete."""
+
+
+class GraphError(InputError):
+    """An ONNX file is unreadable, foreign, or beyond what a stage takes."""
+
+
+class PassportError(InputError):
+    """An artifact's passport is missing, stale, or belongs to another file."""
+
+
+class ImageError(InputError):
+    """A picture, or a folder of pictures, is unusable."""
+
+
+class OutputError(InputError):
+    """A place cannot be written."""
+
+
+class MissingDependency(SepvitError):
+    """An optional package is not installed, or does not load."""
+
+
+class CheckFailed(SepvitError):
+    """The work was done and its result is not acceptable."""
+
+    exit_code = 1
+
+
+class AuditFailed(CheckFailed):
+    """The graph is not deployable."""
+
+
+class ParityFailed(CheckFailed):
+    """Two forms of the model disagree."""
