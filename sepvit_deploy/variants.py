@@ -110,7 +110,8 @@ class BlockShape:
         return f"stage{self.stage}.block{self.block}"
 
 
-def _stage_sizes(size: tuple[int, int]) -> list[tuple[int, int]]:
+def map_sizes(size: tuple[int, int]) -> list[tuple[int, int]]:
+    """Height and width of the four feature maps of an input of ``size`` (height, width) pixels."""
     height, width = (size[0] + 3) // 4, (size[1] + 3) // 4
     sizes = [(height, width)]
     for _ in range(3):
@@ -121,7 +122,7 @@ def _stage_sizes(size: tuple[int, int]) -> list[tuple[int, int]]:
 
 def block_shapes(variant: Variant, task: Task, size: tuple[int, int]) -> Iterator[BlockShape]:
     """Walk the blocks of ``variant`` for an input of ``size`` (height, width) pixels."""
-    for stage, (height, width) in enumerate(_stage_sizes(size)):
+    for stage, (height, width) in enumerate(map_sizes(size)):
         for block, side in enumerate(variant.sides[stage]):
             rows, columns = -(-height // side), -(-width // side)
             windows = rows * columns
@@ -176,7 +177,7 @@ def count_macs(
     """
     total = 0
     previous = 3
-    for stage, (height, width) in enumerate(_stage_sizes(size)):
+    for stage, (height, width) in enumerate(map_sizes(size)):
         channels = variant.channels[stage]
         kernel = 7 if stage == 0 else 3
         total += height * width * channels * (previous * kernel**2 + 9)  # patch embedding, PEG
