@@ -141,14 +141,16 @@ class DeployDWA(nn.Module):
 class DeployPWA(nn.Module):
     """PWA: window tokens (B, K, C) and pixels (B, h*K, N, d) -> (B, h, K, N*d)."""
 
-    def __init__(self, pwa: PWA, windows: int) -> None:
+    def __init__(self, pwa: PWA, windows: int, pixels: int) -> None:
         super().__init__()
         channels = pwa.norm.normalized_shape[0]
         self.heads = pwa.heads
         self.windows = windows
         self.norm = copy.deepcopy(pwa.norm)
         self.qk = Linear(*fold_attention_scale(pwa.qk, channels))
-        self.identity = nn.Buffer(torch.eye(windows, dtype=pwa.qk.weight.dtype))
+        # A + I costs K*K numbers, A f + f costs K*N*d: past N*d windows (dense maps only) the shortcut stays outside.
+        fold = windows <= pixels * HEAD_WIDTH
+        self.identity = nn.Buffer(torch.eye(windows, dtype=pwa.qk.weight.dtype)) if fold else None
 
     def forward(self, tokens: Tensor, pixels: Tensor) -> Tensor:
         if self.windows == 1:  # softmax of a single score is 1
@@ -156,8 +158,9 @@ class DeployPWA(nn.Module):
         h, k = self.heads, self.windows
         qk = self.qk(F.gelu(self.norm(tokens))).reshape(-1, k, 2 * h, HEAD_WIDTH).transpose(1, 2)
         query, key = qk.split(h, dim=1)
-        attention = (query @ key.transpose(2, 3)).softmax(dim=-1) + self.identity  # (B, h, K, K)
-        return attention @ pixels.reshape(-1, h, k, pixels.shape[2] * HEAD_WIDTH)
+        attention = (query @ key.transpose(2, 3)).softmax(dim=-1)  # (B, h, K, K)
+        f = pixels.reshape(-1, h, k, pixels.shape[2] * HEAD_WIDTH)
+        return attention @ f + f if self.identity is None else (attention + self.identity) @ f
 
 
 class DeployAttention(nn.Module):
@@ -170,7 +173,7 @@ class DeployAttention(nn.Module):
         self.channels = block.norm1.normalized_shape[0]
         self.dwa = DeployDWA(block, self.grid)
         pwa = block.attention.pwa
-        self.pwa = None if pwa is None else DeployPWA(pwa, self.grid.windows)
+        self.pwa = None if pwa is None else DeployPWA(pwa, self.grid.windows, self.grid.pixels)
         self.proj = Linear.of(block.attention.proj)
 
     def forward(self, u: Tensor, zero: Tensor) -> Tensor:

@@ -1,0 +1,50 @@
+# make help says what there is. PYTHON=python3.12 picks the interpreter of a new environment.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+EXTRAS := torch,cpu,rtx,dev
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo lint test gpu clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+venv: $(INSTALLED) ## create .venv with the tested versions (once, and again after they change)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
+	sys.exit(0 if (3, 11) <= v <= (3, 12) else "$(PYTHON) is Python %d.%d; expected 3.11 or 3.12; \
+	type: make venv PYTHON=python3.12" % v)'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	{ echo '$(PYTHON) cannot create environments (no ensurepip); type: sudo apt install python3-venv' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+
+demo: venv ## export SepViT-T, check it, time it, and run it on the example pictures
+	$(BIN)/sepvit-deploy export --variant t --output demo/sepvit_t.onnx
+	$(BIN)/sepvit-deploy check demo/sepvit_t.onnx
+	$(BIN)/sepvit-deploy bench --engine demo/sepvit_t.onnx --batch 1,8
+	$(BIN)/sepvit-deploy predict demo/sepvit_t.onnx examples/*.jpg
+	@echo
+	@echo 'Written by these commands:'
+	@ls -l demo
+	@echo 'The command is $(BIN)/sepvit-deploy; its --help lists the rest.'
+
+lint: venv ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: venv lint ## lint, then every test that needs no GPU
+	$(BIN)/python -m pytest tests/unit tests/cpu tests/repo
+
+gpu: venv ## the tests that need a GPU; fails where there is none
+	$(BIN)/python -m pytest tests/gpu --require-gpu
+
+clean: ## remove everything that these targets and the tools made
+	rm -rf $(VENV) demo dist build .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,198 @@
+"""What is in a graph, and is it deployable: operators, parameters, MACs, bytes, and the rules that it breaks.
+
+A deployable SepViT needs matrix products, convolutions, normalisation, and plain moves of data. What TensorRT runs badly or
+not at all, or what hides a decomposed LayerNorm or GELU, is a finding with the node's name.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING
+
+from sepvit_deploy import graph as graphs
+from sepvit_deploy.errors import AuditFailed
+
+if TYPE_CHECKING:
+    import onnx
+
+AIMED_AT = frozenset(
+    "Conv MatMul Add Mul LayerNormalization Gelu Softmax Transpose Reshape Slice Split Concat ReduceMean Pad".split()
+)
+"""What SepViT needs; Pad only where a dense map does not divide into windows."""
+GELU_BEFORE_20 = frozenset({"Erf", "Div"})
+"""Below opset 20 there is no Gelu: its definition x / 2 * (1 + erf(x / sqrt 2)) is spelled out."""
+_CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
+_DATA_DEPENDENT = frozenset({"NonZero", "Where", "ScatterND", "ScatterElements", "Scatter", "GatherND", "GatherElements"})
+_SHAPE_CHAIN = frozenset({"Shape", "Size", "Expand", "Range", "ConstantOfShape"})
+_PASSING = frozenset({"Reshape", "Identity", "Cast", "Squeeze", "Unsqueeze"})
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A broken rule: where, and why it matters."""
+
+    rule: str
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The contents of a graph.
+
+    Attributes:
+        operators: how many nodes of each type, most first.
+        parameters: numbers held in the file's floating-point constants.
+        macs: multiply-accumulates of one image; None where shapes stay unknown.
+        bytes: size of the serialised graph.
+        findings: what stands against deploying it.
+    """
+
+    opset: int
+    inputs: dict[str, list[int | str]]
+    outputs: dict[str, list[int | str]]
+    nodes: int
+    operators: dict[str, int]
+    parameters: int
+    macs: int | None
+    bytes: int
+    findings: tuple[Finding, ...]
+
+    @property
+    def deployable(self) -> bool:
+        """True where no rule is broken."""
+        return not self.findings
+
+    def require_deployable(self, name: str) -> None:
+        """Make the audit a gate.
+
+        Raises:
+            AuditFailed: a rule is broken; the first ones are named.
+        """
+        if self.findings:
+            shown = "; ".join(f"{f.node}: {f.reason}" for f in self.findings[:3])
+            more = f" and {len(self.findings) - 3} more" if len(self.findings) > 3 else ""
+            raise AuditFailed(
+                f"{name} is not deployable: {shown}{more}", hint=f"type: sepvit-deploy audit {name}"
+            )
+
+
+def audit(model: onnx.ModelProto) -> Audit:
+    """Audit a graph.
+
+    Raises:
+        GraphError: the graph contradicts itself.
+    """
+    shapes = graphs.static_shapes(graphs.with_batch(model, 1))
+    operators = Counter(node.op_type for node in model.graph.node)
+    return Audit(
+        opset=graphs.opset(model),
+        inputs=_signature(model.graph.input),
+        outputs=_signature(model.graph.output),
+        nodes=len(model.graph.node),
+        operators=dict(operators.most_common()),
+        parameters=_parameters(model),
+        macs=_macs(model, shapes),
+        bytes=model.ByteSize(),
+        findings=tuple(_findings(model)),
+    )
+
+
+def _signature(values: object) -> dict[str, list[int | str]]:
+    return {
+        value.name: [dim.dim_param or dim.dim_value or "?" for dim in value.type.tensor_type.shape.dim]
+        for value in values  # type: ignore[attr-defined]
+    }
+
+
+def _parameters(model: onnx.ModelProto) -> int:
+    from onnx import TensorProto
+
+    floating = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE, TensorProto.INT8)
+    return sum(prod(tensor.dims) for tensor in model.graph.initializer if tensor.data_type in floating)
+
+
+def _macs(model: onnx.ModelProto, shapes: dict[str, tuple[int | None, ...]]) -> int | None:
+    """Multiply-accumulates of Conv, MatMul and Gemm: outputs times what is summed for each."""
+    total = 0
+    for node in model.graph.node:
+        if node.op_type not in ("Conv", "MatMul", "Gemm"):
+            continue
+        output, first, second = (shapes.get(name, (None,)) for name in (node.output[0], *node.input[:2]))
+        if node.op_type == "Conv":
+            summed: tuple[int | None, ...] = second[1:]
+        elif node.op_type == "MatMul":
+            summed = first[-1:]
+        else:
+            transposed = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
+            summed = first[:1] if transposed else first[-1:]
+        product = _known_product((*output, *summed))
+        if product is None:
+            return None
+        total += product
+    return total
+
+
+def _known_product(dims: tuple[int | None, ...]) -> int | None:
+    known = [dim for dim in dims if dim is not None]
+    return prod(known) if len(known) == len(dims) else None
+
+
+def _findings(model: onnx.ModelProto) -> Iterator[Finding]:
+    nodes = model.graph.node
+    constants = {tensor.name for tensor in model.graph.initializer}
+    constants |= {output for node in nodes if node.op_type == "Constant" for output in node.output}
+    producer = {output: node for node in nodes for output in node.output}
+    allowed = AIMED_AT | (GELU_BEFORE_20 if graphs.opset(model) < 20 else frozenset())
+    if graphs.opset(model) == 0:
+        yield Finding("domain", "the graph", "uses no standard ONNX operators")
+    for node in nodes:
+        name = node.name or node.output[0]
+        kind = f"{node.domain}::{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
+        if node.op_type in _CONTROL_FLOW or any(a.HasField("g") or a.graphs for a in node.attribute):
+            yield Finding("control-flow", name, f"{kind} is control flow: TensorRT cannot fuse across it")
+        elif node.op_type in _DATA_DEPENDENT:
+            yield Finding("data-dependent", name, f"{kind} moves single elements by index or by value")
+        elif node.op_type == "Gather":
+            reason = "rolls or permutes" if node.input[1] in constants else "takes elements that the data choose"
+            yield Finding("gather", name, f"Gather {reason}: use Slice, Split or Transpose")
+        elif node.op_type in _SHAPE_CHAIN:
+            yield Finding("shape-chain", name, f"{kind} computes with shapes at run time")
+        elif node.op_type == "Concat" and _is_roll(node, producer):
+            yield Finding("roll", name, "Concat of two Slices of one tensor is a cyclic shift")
+        elif _is_decomposed_layernorm(node, producer):
+            yield Finding("layernorm", name, "LayerNorm is spelled out: it overflows in FP16, use LayerNormalization")
+        elif node.op_type == "Erf" and "Erf" not in allowed:
+            yield Finding("gelu", name, "GELU is spelled out: opset 20 has it as one node")
+        elif node.op_type == "Tanh":
+            yield Finding("gelu", name, "Tanh: SepViT has none, and GELU by tanh is not its exact GELU")
+        elif kind not in allowed:
+            yield Finding("operator", name, f"{kind} is none of the operators that SepViT needs")
+
+
+def _is_roll(node: onnx.NodeProto, producer: dict[str, onnx.NodeProto]) -> bool:
+    sources = [producer.get(name) for name in node.input]
+    slices = [source for source in sources if source is not None and source.op_type in ("Slice", "Split")]
+    if len(slices) < 2 or len(slices) != len(node.input):
+        return False
+    return len({source.input[0] for source in slices}) == 1
+
+
+def _is_decomposed_layernorm(node: onnx.NodeProto, producer: dict[str, onnx.NodeProto]) -> bool:
+    """A square root (or reciprocal of one) over a mean, an epsilon in between: the tail of a variance."""
+    if node.op_type not in ("Sqrt", "Rsqrt", "Pow") or node.input[0] not in producer:
+        return False
+    above = producer[node.input[0]]
+    if above.op_type != "Add":
+        return False
+    names = list(above.input)
+    for name in names:
+        source = producer.get(name)
+        while source is not None and source.op_type in _PASSING:
+            source = producer.get(source.input[0])
+        if source is not None and source.op_type in ("ReduceMean", "GlobalAveragePool"):
+            return True
+    return False

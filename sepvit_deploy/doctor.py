@@ -1,0 +1,144 @@
+"""What this machine has, what is missing, and how to get it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+PROBE_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Ability:
+    """One thing that the toolkit can do, and what this machine lacks for it.
+
+    Attributes:
+        packages: distributions found, with versions.
+        missing: distributions not installed.
+        broken: modules that are installed and do not import, with the reason.
+        hint: what to type; empty where nothing is wrong.
+    """
+
+    name: str
+    packages: dict[str, str]
+    missing: tuple[str, ...]
+    broken: dict[str, str]
+    hint: str
+
+    @property
+    def ready(self) -> bool:
+        """True where everything is there and imports."""
+        return not self.missing and not self.broken
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The machine and its abilities.
+
+    Attributes:
+        gpu: one line for each NVIDIA GPU, as its driver names it.
+        warnings: what will go wrong later.
+    """
+
+    python: str
+    platform: str
+    cores: int
+    memory_gb: float | None
+    gpus: tuple[str, ...]
+    abilities: tuple[Ability, ...]
+    warnings: tuple[str, ...]
+
+
+_ABILITIES: tuple[tuple[str, str, dict[str, str]], ...] = (
+    ("export (torch to ONNX)", "torch", {"torch": "torch", "onnxscript": "onnxscript", "onnxsim": "onnxsim", "safetensors": "safetensors"}),
+    ("run, check, bench on a CPU", "cpu", {"onnxruntime": "onnxruntime"}),
+    ("run on an NVIDIA GPU", "gpu", {"onnxruntime-gpu": "onnxruntime"}),
+    ("TensorRT engines", "tensorrt", {"tensorrt": "tensorrt", "cuda-bindings": "cuda.bindings.runtime", "polygraphy": "polygraphy"}),
+    ("TensorRT-RTX builds, also without a GPU", "rtx", {"tensorrt_rtx_cu13_bindings": "", "onnxruntime-ep-nv-tensorrt-rtx-cu13": ""}),
+)
+"""Name, extra, and for each distribution the module whose import proves it; empty where importing needs set-up."""
+
+
+def diagnose() -> Diagnosis:
+    """Look at this machine; every import is tried in a process of its own, since native libraries may crash."""
+    modules = sorted({module for _, _, packages in _ABILITIES for d, module in packages.items() if module and _version(d)})
+    broken = {module: reason for module in modules if (reason := _import_failure(module))}
+    gpus = _gpus()
+    abilities = []
+    for name, extra, packages in _ABILITIES:
+        found = {d: version for d in packages if (version := _version(d))}
+        missing = tuple(d for d in packages if d not in found)
+        bad = {module: broken[module] for d, module in packages.items() if d in found and module in broken}
+        needs_gpu = extra in ("gpu", "tensorrt") and not gpus
+        hint = ""
+        if missing or bad:
+            hint = f"pip install 'sepvit-deploy[{extra}]'" + (" on a machine with an NVIDIA GPU" if needs_gpu else "")
+        abilities.append(Ability(name, found, missing, bad, hint))
+    return Diagnosis(
+        python=platform.python_version(),
+        platform=platform.platform(),
+        cores=os.cpu_count() or 1,
+        memory_gb=_memory_gb(),
+        gpus=gpus,
+        abilities=tuple(abilities),
+        warnings=tuple(_warnings()),
+    )
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _import_failure(module: str) -> str | None:
+    """Why ``module`` does not import, in one line; None where it does."""
+    command = [sys.executable, "-c", f"import {module}"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return f"importing it took more than {PROBE_SECONDS} s"
+    if done.returncode == 0:
+        return None
+    lines = done.stderr.strip().splitlines()
+    return lines[-1] if lines else f"its process ended with status {done.returncode}"
+
+
+def _gpus() -> tuple[str, ...]:
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return ()
+    query = [tool, "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=PROBE_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    return tuple(line.strip() for line in done.stdout.splitlines() if line.strip()) if done.returncode == 0 else ()
+
+
+def _memory_gb() -> float | None:
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        return None
+    kibibytes = int(meminfo.read_text(encoding="utf-8").split(maxsplit=2)[1])
+    return round(kibibytes / 2**20, 1)
+
+
+def _warnings() -> list[str]:
+    warnings = []
+    if sys.version_info[:2] not in ((3, 11), (3, 12)):
+        warnings.append(f"Python {platform.python_version()} is not tested: use 3.11 or 3.12")
+    if _version("onnxruntime") and _version("onnxruntime-gpu"):
+        warnings.append(
+            "onnxruntime and onnxruntime-gpu share a folder and overwrite each other: pip uninstall both, then install one"
+        )
+    if _version("onnx-simplifier"):
+        warnings.append("onnx-simplifier is the old name of onnxsim: pip uninstall onnx-simplifier")
+    return warnings

@@ -1,0 +1,190 @@
+"""torch -> ONNX, through the torch.export-based exporter, with SepViT's own names in the graph.
+
+`images` in, `logits` out (dense: `stride4` to `stride32`); inner tensors carry the names of `model.taps`, nodes the path
+of the module that they come from. Weights keep their names, and nothing else of the machine that exported remains.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import logging
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from sepvit_deploy import graph as graphs
+from sepvit_deploy.errors import GraphError, OptionError
+from sepvit_deploy.optional import require
+from sepvit_deploy.spec import ModelSpec
+
+if TYPE_CHECKING:
+    import onnx
+
+    from sepvit_deploy.model.rewrite import DeployedSepViT
+    from sepvit_deploy.model.sepvit import SepViT, SepViTBackbone
+    from sepvit_deploy.model.taps import Tap
+
+OPSETS = (17, 18, 19, 20, 21)
+DEFAULT_OPSET = 20
+"""The first opset with Gelu as one node."""
+_LOWEST_EXPORTED = 18
+_IR_VERSION = {17: 8, 18: 8, 19: 9, 20: 9, 21: 10}
+"""The IR version that came with the ONNX release of each opset (onnx/docs/Versioning.md)."""
+
+
+def require_options(opset: int, batch: int | None) -> None:
+    """Refuse what the exporter cannot do, before anything heavy is loaded.
+
+    Raises:
+        OptionError: an opset outside 17..21, or a batch below 1.
+    """
+    if opset not in OPSETS:
+        raise OptionError(f"--opset {opset}", expected=f"one of {', '.join(map(str, OPSETS))}")
+    if batch is not None and not 1 <= batch <= 4096:
+        raise OptionError(f"--batch {batch}", expected="dynamic, or a number from 1 to 4096")
+
+
+def onnx_from_torch(
+    model: DeployedSepViT | SepViT | SepViTBackbone,
+    spec: ModelSpec,
+    *,
+    opset: int = DEFAULT_OPSET,
+    batch: int | None = None,
+) -> onnx.ModelProto:
+    """Export a model, rewritten or as the paper writes it.
+
+    Args:
+        model: in evaluation mode, float32, on the CPU.
+        spec: what it is; names of inputs and outputs come from there.
+        opset: 17 to 21.
+        batch: images in a batch, or None to leave it to the user of the graph.
+
+    Raises:
+        OptionError: an opset or a batch out of range.
+        GraphError: the exporter gave something else than was asked.
+    """
+    require_options(opset, batch)
+    require("onnxscript", extra="torch")
+    torch = require("torch", extra="torch")
+    from sepvit_deploy.model.rewrite import DeployedSepViT
+    from sepvit_deploy.model.taps import taps
+
+    images = torch.zeros(batch or 2, 3, *spec.size)
+    dynamic = None if batch else ({0: torch.export.Dim("batch")},)
+    with _quiet():
+        program = torch.onnx.export(
+            model,
+            (images,),
+            dynamo=True,
+            opset_version=max(opset, _LOWEST_EXPORTED),
+            input_names=[spec.input_name],
+            output_names=list(spec.output_names),
+            dynamic_shapes=dynamic,
+            optimize=True,
+            verbose=False,
+        )
+    exported: onnx.ModelProto = program.model_proto
+    if graphs.opset(exported) != max(opset, _LOWEST_EXPORTED):
+        raise GraphError(f"the exporter wrote opset {graphs.opset(exported)}", expected=f"opset {opset}")
+    _name(exported, tuple(taps(spec, deployed=isinstance(model, DeployedSepViT))))
+    _strip(exported)
+    if opset < _LOWEST_EXPORTED:
+        _lower_to_17(exported)
+    exported.ir_version = _IR_VERSION[opset]
+    return exported
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter speaks of torchvision and of itself; none of it is for the user of this package."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+def _scopes(node: onnx.NodeProto) -> list[str]:
+    """Paths of the modules that a node lies in, outermost first, as the exporter notes them."""
+    for entry in node.metadata_props:
+        if entry.key == "pkg.torch.onnx.name_scopes":
+            return [scope for scope in ast.literal_eval(entry.value)[:-1] if scope]
+    return []
+
+
+def _name(model: onnx.ModelProto, taps: tuple[Tap, ...]) -> None:
+    """Give every node its module's path and every tap its name."""
+    nodes = model.graph.node
+    module_of: dict[str, str] = {}
+    last_output: dict[str, str] = {}
+    first_input: dict[str, str] = {}
+    for node in nodes:
+        scopes = _scopes(node)
+        module = scopes[-1] if scopes else module_of.get(node.input[0], "")
+        module_of.update((output, module) for output in node.output)
+        for scope in scopes:
+            first_input.setdefault(scope, node.input[0])
+            last_output[scope] = node.output[-1]
+    fixed = {value.name for value in (*model.graph.input, *model.graph.output, *model.graph.initializer)}
+    names: dict[str, str] = {}
+    for tap in taps:
+        value = (first_input if tap.at == "input" else last_output)[tap.module]
+        if value in fixed or value in names:
+            raise GraphError(f"{tap.name} has no tensor of its own in the exported graph")
+        names[value] = tap.name
+    seen: Counter[str] = Counter()
+    for node in nodes:
+        base = f"{_address(module_of[node.output[0]])}/{node.op_type}".lstrip("/")
+        seen[base] += 1
+        node.name = base if seen[base] == 1 else f"{base}_{seen[base]}"
+        for k, output in enumerate(node.output):
+            if output not in fixed:
+                names.setdefault(output, node.name + (f":{k}" if len(node.output) > 1 else ""))
+    graphs.rename_values(model, names)
+
+
+def _address(module: str) -> str:
+    """``stages.1.blocks.0.attention`` -> ``stage1.block0.attention``."""
+    return re.sub(r"\b(stage|block|norm)s\.(\d+)", r"\1\2", module)
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Take out the exporter's notes: they hold stack traces with this machine's paths."""
+    graph = model.graph
+    for entry in (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer, graph, model):
+        del entry.metadata_props[:]
+        entry.doc_string = ""
+    graph.name = "sepvit"
+    model.producer_name = "sepvit-deploy"
+    model.producer_version = ""
+    del graph.value_info[:]
+
+
+def _lower_to_17(model: onnx.ModelProto) -> None:
+    """Undo what opset 18 changed in the operators that SepViT uses: Split's attribute and ReduceMean's axes."""
+    from onnx import helper, numpy_helper
+
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Split":
+            kept = [attribute for attribute in node.attribute if attribute.name != "num_outputs"]
+            del node.attribute[:]
+            node.attribute.extend(kept)
+        elif node.op_type == "ReduceMean" and len(node.input) == 2:
+            axes = numpy_helper.to_array(constants[node.input[1]]).tolist()
+            del node.input[1:]
+            node.attribute.append(helper.make_attribute("axes", axes))
+            node.attribute[:] = [a for a in node.attribute if a.name != "noop_with_empty_axes"]
+    used = {name for node in model.graph.node for name in node.input}
+    unused = [tensor for tensor in model.graph.initializer if tensor.name not in used]
+    for tensor in unused:
+        model.graph.initializer.remove(tensor)
+    for entry in model.opset_import:
+        entry.version = 17

@@ -1,0 +1,91 @@
+"""Run an ONNX graph in ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sepvit_deploy.errors import GraphError, MissingDependency
+from sepvit_deploy.graph import load_graph
+from sepvit_deploy.optional import require
+from sepvit_deploy.runners.base import require_fit
+
+if TYPE_CHECKING:
+    import onnx
+
+    from sepvit_deploy.model.taps import Tap
+    from sepvit_deploy.runners.base import Array
+
+PROVIDERS = {"cpu": "CPUExecutionProvider"}
+
+
+class OnnxRuntimeRunner:
+    """A session over one graph with one image input.
+
+    Args:
+        source: an ONNX file, or a graph in memory.
+        name: what reports call it; a file's name by default.
+        provider: ``cpu``.
+        threads: of one operator; None for ONNX Runtime's choice, the physical cores.
+        taps: inner tensors to return before the outputs, as maps (B, H, W, C).
+
+    Raises:
+        GraphError: not ONNX, not loadable by ONNX Runtime, or without exactly one float image input.
+        MissingDependency: ONNX Runtime is not installed, or the provider did not load.
+    """
+
+    def __init__(
+        self,
+        source: Path | onnx.ModelProto,
+        *,
+        name: str | None = None,
+        provider: str = "cpu",
+        threads: int | None = None,
+        taps: Sequence[Tap] = (),
+    ) -> None:
+        ort = require("onnxruntime", extra="cpu")
+        from onnxruntime.capi import onnxruntime_pybind11_state as native
+
+        self.name = name or (source.name if isinstance(source, Path) else "graph")
+        model = load_graph(source) if isinstance(source, Path) else source
+        self._taps = {tap.name: tap for tap in taps}
+        if taps:
+            model = _with_outputs(model, list(self._taps))
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        wanted = PROVIDERS[provider]
+        try:
+            self._session = ort.InferenceSession(model.SerializeToString(), options, providers=[wanted])
+        except (native.Fail, native.InvalidGraph, native.InvalidArgument, native.NotImplemented, native.RuntimeException) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise GraphError(f"ONNX Runtime does not load {self.name} ({reason})", expected="a valid ONNX file") from error
+        if wanted not in self._session.get_providers():  # ONNX Runtime falls back without a word
+            raise MissingDependency(f"ONNX Runtime did not load its {wanted}", hint="type: sepvit-deploy doctor")
+        inputs = self._session.get_inputs()
+        if len(inputs) != 1 or inputs[0].type != "tensor(float)" or len(inputs[0].shape) != 4:
+            found = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs) or "none"
+            raise GraphError(f"{self.name} has the inputs {found}", expected="one float image input (B, 3, H, W)")
+        self._input = inputs[0].name
+        self.input_shape = tuple(dim if isinstance(dim, int) else None for dim in inputs[0].shape)
+        outputs = [output.name for output in self._session.get_outputs()]
+        self._outputs = [*self._taps, *(name for name in outputs if name not in self._taps)]
+
+    def run(self, images: Array) -> dict[str, Array]:
+        """See `Runner.run`."""
+        require_fit(self.name, self.input_shape, images)
+        values = self._session.run(self._outputs, {self._input: images})
+        named = dict(zip(self._outputs, values, strict=True))
+        return named | {name: tap.as_map(named[name]) for name, tap in self._taps.items()}
+
+
+def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    from onnx import ModelProto, ValueInfoProto
+
+    more = ModelProto()
+    more.CopyFrom(model)
+    existing = {output.name for output in model.graph.output}
+    more.graph.output.extend(ValueInfoProto(name=name) for name in names if name not in existing)
+    return more

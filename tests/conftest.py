@@ -1,0 +1,69 @@
+"""What the tiers share: unit (no torch), cpu (torch, ONNX Runtime, TensorRT-RTX's builder), gpu (a device), repo."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+GPU_TIER = Path(__file__).parent / "gpu"
+
+
+def cuda_devices() -> int:
+    """Devices that the CUDA driver sees; 0 without a driver."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    failed = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    return 0 if failed else count.value
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--require-gpu", action="store_true", help="run tests/gpu, and fail at once where there is no CUDA device"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not config.getoption("--require-gpu"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a CPU test must not depend on what is in the machine
+    elif not cuda_devices():
+        raise pytest.UsageError("--require-gpu: there is no CUDA device here")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    gpu = [item for item in items if GPU_TIER in item.path.parents]
+    if not config.getoption("--require-gpu"):
+        for item in gpu:
+            item.add_marker(pytest.mark.skip(reason="the GPU tier runs with --require-gpu (make gpu)"))
+    elif len(gpu) < len(items):
+        raise pytest.UsageError("--require-gpu runs tests/gpu alone: the other tiers hide the GPU")
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for what is slow to make and may be shared by every test of the run."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def exported(cache: Path) -> Callable[..., Path]:
+    """``exported("--variant", "t", ...)``: the file that `sepvit-deploy export` writes with these options, made once."""
+
+    def export(*options: str) -> Path:
+        path = cache / ("_".join(option.lstrip("-") for option in options) + ".onnx")
+        if not path.exists():
+            script = "import sys; from sepvit_deploy.cli import main; sys.exit(main())"
+            command = [sys.executable, "-c", script, "export", *options, "--output", str(path)]
+            child = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert child.returncode == 0, child.stdout + child.stderr
+        return path
+
+    return export

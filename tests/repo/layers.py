@@ -1,0 +1,102 @@
+"""The import rules of the package, read from its source without importing it.
+
+A module imports from lower rows only, and from its own package (`model`, `runners`). Rows of one number are one layer.
+"""
+
+from __future__ import annotations
+
+import ast
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = "sepvit_deploy"
+ROWS: tuple[tuple[int, str], ...] = (
+    (0, "errors"),
+    (0, "optional variants"),
+    (1, "spec"),
+    (1, "artifact images"),
+    (2, "graph model"),
+    (2, "runners"),
+    (3, "export simplify audit parity bench predict doctor"),
+    (4, "pipeline"),
+    (5, "cli"),
+)
+ROW_OF = {name: row for row, (_, names) in enumerate(ROWS) for name in names.split()}
+
+
+def heavy() -> frozenset[str]:
+    """Libraries that no module imports at its top, but those that are about them: ruff's list in pyproject.toml."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    return frozenset(settings["tool"]["ruff"]["lint"]["flake8-tidy-imports"]["banned-module-level-imports"])
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package by its name within it: ``model.sepvit``; a package by its own, the root as ``""``."""
+    found = {}
+    for path in sorted((ROOT / PACKAGE).rglob("*.py")):
+        parts = path.relative_to(ROOT / PACKAGE).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def may_import_at_top(module: str) -> frozenset[str]:
+    """Heavy libraries that ``module`` may import at its top."""
+    if module.startswith("model."):
+        return heavy()
+    package, _, name = module.partition(".")
+    return frozenset({name}) if package == "runners" else frozenset()
+
+
+def faults(module: str, source: str) -> list[str]:
+    """What in ``source``, the text of ``module``, breaks the rules; empty where nothing does."""
+    tree = ast.parse(source)
+    part = module.partition(".")[0]
+    if module and part not in ROW_OF:
+        return [f"{module}: not in the table of layers; add it to tests/repo/layers.py and CONTRIBUTING.md"]
+    found = []
+    for node in ast.walk(tree):
+        for target in _imported(node):
+            name, _, rest = target.partition(".")
+            if name == "":
+                found.append(f"{module}: line {node.lineno}: a relative import; write from {PACKAGE}...")
+            elif name == PACKAGE:
+                imported = rest.partition(".")[0]
+                if imported in ("", part):
+                    continue
+                if imported not in ROW_OF:
+                    found.append(f"{module}: line {node.lineno}: {target} is in no layer")
+                elif not module or ROW_OF[imported] >= ROW_OF[part]:
+                    found.append(f"{module}: line {node.lineno}: imports {target}, which is not in a lower row")
+    allowed = may_import_at_top(module)
+    for node in _run_by_importing(tree):
+        for target in _imported(node):
+            if target.partition(".")[0] in heavy() - allowed:
+                found.append(f"{module}: line {node.lineno}: imports {target} at its top; import it where it is used")
+    return found
+
+
+def _imported(node: ast.AST) -> list[str]:
+    """Dotted names that an import statement names; a relative one begins with a dot. Empty for another node."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        if node.level:
+            return ["." + (node.module or "")]
+        return [f"{node.module}.{alias.name}" for alias in node.names]
+    return []
+
+
+def _run_by_importing(node: ast.AST) -> Iterator[ast.AST]:
+    """The nodes that run when the module is imported: not the bodies of functions, nor what only a type checker reads."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(child, ast.If) and ast.unparse(child.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            for other in child.orelse:
+                yield other
+                yield from _run_by_importing(other)
+            continue
+        yield child
+        yield from _run_by_importing(child)
