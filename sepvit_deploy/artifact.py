@@ -8,12 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
-import importlib.metadata
 import json
 import os
-import platform
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -59,6 +55,8 @@ def require_writable(path: Path) -> None:
 
 
 def _temporary_beside(path: Path) -> Path:
+    import tempfile
+
     umask = os.umask(0)
     os.umask(umask)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
@@ -84,12 +82,17 @@ def _output_error(path: Path, error: OSError) -> OutputError:
 
 def sha256(path: Path) -> str:
     """Digest of a file's bytes, in hexadecimal."""
+    import hashlib
+
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def tool_versions() -> dict[str, str]:
     """Versions of Python and of the packages that shape an artifact, as far as they are installed."""
+    import importlib.metadata
+    import platform
+
     versions = {"python": platform.python_version()}
     for name in _TOOLS:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -153,6 +156,8 @@ def write_with_passport(path: Path, content: bytes, passport: Passport) -> Passp
     Raises:
         OutputError: the place cannot be written, or the disk is full.
     """
+    import hashlib
+
     fields = {
         **vars(passport),
         "file": path.name,

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
-import random
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -40,7 +37,7 @@ class Point:
 
     @property
     def p50_ms(self) -> float:
-        return statistics.median(self.samples_ms)
+        return self.quantile_ms(0.5)
 
     def quantile_ms(self, share: float) -> float:
         """The sample at ``share`` of the sorted ones, linearly interpolated."""
@@ -61,6 +58,8 @@ class Point:
 
 def conditions(threads: int | None) -> dict[str, object]:
     """What the figures depend on: processor, cores, load, threads."""
+    import platform
+
     model = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo", encoding="utf-8") as file:
@@ -94,6 +93,8 @@ def bench(
     Raises:
         OptionError: a batch that an engine with a fixed batch does not take.
     """
+    import random
+
     import numpy as np
 
     rng = np.random.default_rng(0)
@@ -132,12 +133,14 @@ def bench(
 
 def _warm_up(run: Callable[[int], float], seconds: float) -> bool:
     """Run until the moving median settles; False if it never does."""
+    from statistics import median
+
     times: list[float] = []
     while len(times) < MAX_WARMUP_RUNS:
         times.append(run(len(times)))
         if len(times) >= 2 * WINDOW:
-            before = statistics.median(times[-2 * WINDOW : -WINDOW])
-            now = statistics.median(times[-WINDOW:])
+            before = median(times[-2 * WINDOW : -WINDOW])
+            now = median(times[-WINDOW:])
             if abs(now - before) <= SETTLED * before:
                 return True
         elif sum(times) > max(seconds, 1.0) * 1000 and len(times) >= 3:

@@ -353,7 +353,8 @@ def bench(
     as_json: JsonOption = False,
 ) -> None:
     """Time engines per batch, interleaved and warmed up (ONNX Runtime on the CPU)."""
-    from sepvit_deploy import bench as benches
+    from sepvit_deploy.bench import bench as measure
+    from sepvit_deploy.bench import conditions as measure_conditions
     from sepvit_deploy.runners.onnxruntime import OnnxRuntimeRunner
 
     batches = [_positive("--batch", part.strip(), "numbers, comma-separated") for part in batch.split(",")]
@@ -363,9 +364,9 @@ def bench(
         raise OptionError(f"--seconds {seconds}", expected="0 to 3600")
     names = _distinct_names(engine)
     runners = [OnnxRuntimeRunner(path, name=name, threads=threads) for path, name in zip(engine, names, strict=True)]
-    conditions = benches.conditions(threads)
+    conditions = measure_conditions(threads)
     with _progress() as report:
-        points = benches.bench(runners, sorted(set(batches)), seconds=seconds, progress=_percent(report))
+        points = measure(runners, sorted(set(batches)), seconds=seconds, progress=_percent(report))
     if as_json:
         rows = [
             {

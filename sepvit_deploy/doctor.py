@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
-import platform
-import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +63,8 @@ _ABILITIES: tuple[tuple[str, str, dict[str, str]], ...] = (
 
 def diagnose() -> Diagnosis:
     """Look at this machine; every import is tried in a process of its own, since native libraries may crash."""
+    import platform
+
     modules = sorted({module for _, _, packages in _ABILITIES for d, module in packages.items() if module and _version(d)})
     broken = {module: reason for module in modules if (reason := _import_failure(module))}
     gpus = _gpus()
@@ -92,6 +90,8 @@ def diagnose() -> Diagnosis:
 
 
 def _version(distribution: str) -> str | None:
+    import importlib.metadata
+
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -100,6 +100,8 @@ def _version(distribution: str) -> str | None:
 
 def _import_failure(module: str) -> str | None:
     """Why ``module`` does not import, in one line; None where it does."""
+    import subprocess
+
     command = [sys.executable, "-c", f"import {module}"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_SECONDS, check=False)
@@ -112,6 +114,9 @@ def _import_failure(module: str) -> str | None:
 
 
 def _gpus() -> tuple[str, ...]:
+    import shutil
+    import subprocess
+
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return ()
@@ -132,6 +137,8 @@ def _memory_gb() -> float | None:
 
 
 def _warnings() -> list[str]:
+    import platform
+
     warnings = []
     if sys.version_info[:2] not in ((3, 11), (3, 12)):
         warnings.append(f"Python {platform.python_version()} is not tested: use 3.11 or 3.12")

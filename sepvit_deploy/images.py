@@ -194,5 +194,4 @@ def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
         if values.min() < 0 or values.max() > 65535:
             raise ImageError(f"{path} holds values from {values.min()} to {values.max()}", expected="0 to 65535")
         image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
-    image.info.pop("transparency", None)  # it would be dropped anyway, with a warning
     return image.convert("RGB")

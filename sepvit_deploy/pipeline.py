@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sepvit_deploy import artifact, parity
-from sepvit_deploy import export as exporter
 from sepvit_deploy.artifact import Parent, Passport
 from sepvit_deploy.audit import Audit
 from sepvit_deploy.audit import audit as audit_graph
 from sepvit_deploy.errors import CheckpointError, GraphError, OptionError
+from sepvit_deploy.export import DEFAULT_OPSET, onnx_from_torch, require_options
 from sepvit_deploy.graph import load_graph
 from sepvit_deploy.images import image_files, load_batch
 from sepvit_deploy.optional import require
@@ -47,7 +47,6 @@ def reference_model(spec: ModelSpec, weights: Path | None, *, ema: bool = False,
 
     Raises:
         CheckpointError: the file does not fit ``spec``.
-OptionError: ``ema`` without a file.
     """
     require("torch", extra="torch")
     from sepvit_deploy.model.checkpoint import load_checkpoint
@@ -70,7 +69,7 @@ def export(
     size: tuple[int, int] = (CLASSIFY_SIZE, CLASSIFY_SIZE),
     num_classes: int | None = None,
     batch: int | None = None,
-    opset: int = exporter.DEFAULT_OPSET,
+    opset: int = DEFAULT_OPSET,
     simplify: bool = True,
     seed: int = 0,
     report: Report = lambda step: None,
@@ -90,7 +89,7 @@ def export(
         InputError: an option, the checkpoint or the output is unusable.
         AuditFailed, ParityFailed: the graph is not deployable or computes something else; nothing is written.
     """
-    exporter.require_options(opset, batch)
+    require_options(opset, batch)
     spec = ModelSpec(variant, task, size, num_classes or 1000)
     artifact.require_writable(output)
     if ema and weights is None:
@@ -112,7 +111,7 @@ def export(
         spec = ModelSpec(variant, task, size, model.num_classes)
         parent = Parent("weights", weights.name, sha256=artifact.sha256(weights), ema=ema)
     report("rewriting and exporting")
-    graph = exporter.onnx_from_torch(rewrite(model, size), spec, opset=opset, batch=batch)
+    graph = onnx_from_torch(rewrite(model, size), spec, opset=opset, batch=batch)
     if simplify:
         report("simplifying")
         graph = simplify_graph(graph)
@@ -135,6 +134,7 @@ def export(
             "batch": batch or "dynamic",
             "simplified": simplify,
             "precision": "fp32",
+            "preprocessing": spec.preprocessing.to_dict(),
             "audit": asdict(audited),
             "parity": parity_facts(compared),
         },

@@ -55,7 +55,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def exported(cache: Path) -> Callable[..., Path]:
-    """``exported("--variant", "t", ...)``: the file that `sepvit-deploy export` writes with these options, made once."""
+    """``exported("--variant", "t", ...)`` is what `sepvit-deploy export` writes with these options, made once."""
 
     def export(*options: str) -> Path:
         path = cache / ("_".join(option.lstrip("-") for option in options) + ".onnx")

@@ -25,8 +25,10 @@ CLASSIFY = {
 }
 
 
-def as_onnx(text: str, path: Path) -> Path:
-    onnx.save(onnx.parser.parse_model(text), path)
+def as_onnx(graph: str, path: Path) -> Path:
+    """Write a graph in ONNX's text form; ``nowhere`` is an operator set that nothing implements."""
+    header = '<ir_version: 9, opset_import: ["": 19, "nowhere": 1]> '
+    onnx.save(onnx.parser.parse_model(header + graph), path)
     return path
 
 
@@ -49,7 +51,7 @@ def test_a_classifier_builds_for_one_batch(exported: Callable[..., Path]) -> Non
 @pytest.mark.parametrize("size", [(224, 224), (200, 264)], ids=lambda size: f"{size[0]}x{size[1]}")
 def test_a_backbone_builds_for_any_batch(size: tuple[int, int], exported: Callable[..., Path]) -> None:
     height, width = size
-    path = exported("--variant", "lite", "--task", "dense", "--size", f"{height}x{width}")
+    path = exported("--variant", "lite", "--task", "dense", "--image-size", f"{height}x{width}")
     report = rtx.parse_and_build(path, BATCHES)
     maps = zip(STRIDES, VARIANTS["lite"].channels, map_sizes(size), strict=True)
     assert report.inputs == {"images": [-1, 3, height, width]}
@@ -58,22 +60,22 @@ def test_a_backbone_builds_for_any_batch(size: tuple[int, int], exported: Callab
 
 
 def test_half_precision_products_are_counted_as_such(tmp_path: Path) -> None:
-    text = '<ir_version: 9, opset_import: ["": 19]> g (float16[2,4] x) => (float16[2,2] y) { t = Transpose(x) y = MatMul(x, t) }'
+    text = "g (float16[2,4] x) => (float16[2,2] y) { t = Transpose(x) y = MatMul(x, t) }"
     assert rtx.parse_and_build(as_onnx(text, tmp_path / "half.onnx")).matmuls == {"HALF": 1}
 
 
 def test_an_unknown_operator_is_refused_by_name(tmp_path: Path) -> None:
-    text = '<ir_version: 9, opset_import: ["": 19, "nowhere": 1]> g (float[2] x) => (float[2] y) { y = nowhere.Unheard(x) }'
+    text = "g (float[2] x) => (float[2] y) { y = nowhere.Unheard(x) }"
     with pytest.raises(rtx.RtxRejected, match=r"unknown\.onnx: Unheard .*[Pp]lugin not found"):
         rtx.parse_and_build(as_onnx(text, tmp_path / "unknown.onnx"))
 
 
 def test_a_zero_point_that_onnx_allows_is_refused(tmp_path: Path) -> None:
-    text = """<ir_version: 9, opset_import: ["": 19]> g (float[2,4] x) => (float[2,4] y)
+    text = """g (float[2,4] x) => (float[2,4] y)
     <float s = {0.1}, int8 zero = {3}> { q = QuantizeLinear(x, s, zero) y = DequantizeLinear(q, s, zero) }"""
     path = as_onnx(text, tmp_path / "zero.onnx")
     onnx.checker.check_model(path)
-    with pytest.raises(rtx.RtxRejected, match="QuantizeLinear .*zero"):
+    with pytest.raises(rtx.RtxRejected, match=r"QuantizeLinear .*zero"):
         rtx.parse_and_build(path)
 
 
@@ -85,12 +87,8 @@ def test_a_file_that_is_not_onnx_is_refused(tmp_path: Path) -> None:
 
 
 def test_batches_must_fit_the_input(tmp_path: Path) -> None:
-    static = as_onnx(
-        '<ir_version: 9, opset_import: ["": 19]> g (float[2] x) => (float[2] y) { y = Neg(x) }', tmp_path / "s"
-    )
-    free = as_onnx(
-        '<ir_version: 9, opset_import: ["": 19]> g (float[B] x) => (float[B] y) { y = Neg(x) }', tmp_path / "f"
-    )
+    static = as_onnx("g (float[2] x) => (float[2] y) { y = Neg(x) }", tmp_path / "s")
+    free = as_onnx("g (float[B] x) => (float[B] y) { y = Neg(x) }", tmp_path / "f")
     with pytest.raises(rtx.RtxRejected, match=r"input x is \[2\]; batches are given"):
         rtx.parse_and_build(static, BATCHES)
     with pytest.raises(rtx.RtxRejected, match=r"inputs are \{'x': \[-1\]\}; no batches are given"):
@@ -101,7 +99,7 @@ def test_a_crash_of_the_child_is_a_refusal(tmp_path: Path, monkeypatch: pytest.M
     crash = tmp_path / "crash.py"
     crash.write_text("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
     monkeypatch.setattr(rtx, "__file__", str(crash))
-    with pytest.raises(rtx.RtxRejected, match=f"any.onnx: TensorRT-RTX ended with status -{signal.SIGSEGV.value}"):
+    with pytest.raises(rtx.RtxRejected, match=rf"any\.onnx: TensorRT-RTX ended with status -{signal.SIGSEGV.value}"):
         rtx.parse_and_build(Path("any.onnx"))
 
 

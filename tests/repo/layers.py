@@ -1,6 +1,7 @@
 """The import rules of the package, read from its source without importing it.
 
 A module imports from lower rows only, and from its own package (`model`, `runners`). Rows of one number are one layer.
+The package itself, which names what is public, stands beside `cli`.
 """
 
 from __future__ import annotations
@@ -55,41 +56,41 @@ def faults(module: str, source: str) -> list[str]:
     part = module.partition(".")[0]
     if module and part not in ROW_OF:
         return [f"{module}: not in the table of layers; add it to tests/repo/layers.py and CONTRIBUTING.md"]
+    own = ROW_OF[part or "cli"]
     found = []
     for node in ast.walk(tree):
-        for target in _imported(node):
+        for line, target in _imported(node):
             name, _, rest = target.partition(".")
             if name == "":
-                found.append(f"{module}: line {node.lineno}: a relative import; write from {PACKAGE}...")
+                found.append(f"{module}: line {line}: a relative import; write from {PACKAGE}...")
             elif name == PACKAGE:
                 imported = rest.partition(".")[0]
                 if imported in ("", part):
                     continue
                 if imported not in ROW_OF:
-                    found.append(f"{module}: line {node.lineno}: {target} is in no layer")
-                elif not module or ROW_OF[imported] >= ROW_OF[part]:
-                    found.append(f"{module}: line {node.lineno}: imports {target}, which is not in a lower row")
+                    found.append(f"{module}: line {line}: {target} is in no layer")
+                elif ROW_OF[imported] >= own:
+                    found.append(f"{module}: line {line}: imports {target}, which is not in a lower row")
     allowed = may_import_at_top(module)
     for node in _run_by_importing(tree):
-        for target in _imported(node):
+        for line, target in _imported(node):
             if target.partition(".")[0] in heavy() - allowed:
-                found.append(f"{module}: line {node.lineno}: imports {target} at its top; import it where it is used")
+                found.append(f"{module}: line {line}: imports {target} at its top; import it where it is used")
     return found
 
 
-def _imported(node: ast.AST) -> list[str]:
-    """Dotted names that an import statement names; a relative one begins with a dot. Empty for another node."""
+def _imported(node: ast.AST) -> list[tuple[int, str]]:
+    """Line and dotted name of what an import statement names; a relative one begins with a dot."""
     if isinstance(node, ast.Import):
-        return [alias.name for alias in node.names]
+        return [(node.lineno, alias.name) for alias in node.names]
     if isinstance(node, ast.ImportFrom):
-        if node.level:
-            return ["." + (node.module or "")]
-        return [f"{node.module}.{alias.name}" for alias in node.names]
+        source = "." * node.level + (node.module or "")
+        return [(node.lineno, f"{source}.{alias.name}") for alias in node.names]
     return []
 
 
 def _run_by_importing(node: ast.AST) -> Iterator[ast.AST]:
-    """The nodes that run when the module is imported: not the bodies of functions, nor what only a type checker reads."""
+    """Nodes that run when the module is imported: not in functions, nor where only a type checker reads."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             continue

@@ -203,9 +203,11 @@ def test_a_truncated_jpeg_says_so(tmp_path: Path) -> None:
         load_image(path)
 
 
-def test_a_corrupt_png_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("place", "value"), [(11, 7), (60, 0xFF)])  # a header's length, a compressed pixel
+def test_a_corrupt_png_is_refused(tmp_path: Path, place: int, value: int) -> None:
     data = bytearray(encoded(Image.fromarray(noise(9, 9)), "PNG"))
-    data[60] ^= 0xFF
+    assert data[place] != value
+    data[place] = value
     with refused("a.png cannot be read ("):
         load_image(written(tmp_path / "a.png", bytes(data)))
 
@@ -291,6 +293,7 @@ CASES = [
     ((500, 501), (256, 256), (16, 16)),
     ((256, 257), (256, 257), (16, 16)),  # half of 33 is 16.5: to the even 16
     ((256, 259), (256, 259), (16, 18)),  # half of 35 is 17.5: to the even 18
+    ((259, 256), (259, 256), (18, 16)),
     ((1, 1), (256, 256), (16, 16)),
     ((1, 300), (256, 76800), (16, 38288)),
 ]

@@ -89,6 +89,11 @@ def test_preprocessing_refuses_and_names_the_key(key: str, value: Any, match: st
         replace(good, **{key: value})
 
 
+def test_pixels_may_be_scaled_to_any_range() -> None:
+    preprocessing = Preprocessing((8, 8), None, mean=(-1, 0, 1), std=(2, 2, 2))
+    assert (preprocessing.mean, preprocessing.std) == ((-1.0, 0.0, 1.0), (2.0, 2.0, 2.0))
+
+
 @pytest.mark.parametrize("record", [CLASSIFY, DENSE, CLASSIFY.preprocessing, DENSE.preprocessing])
 def test_every_key_is_required_and_no_other_is_taken(record: ModelSpec | Preprocessing) -> None:
     what = "model" if isinstance(record, ModelSpec) else "preprocessing"

@@ -1,0 +1,207 @@
+"""Export: what the rewrites and the simplifier bring, and what an export costs.
+
+    python benchmarks/export.py [--rounds 15] [--threads 1] [--batch 8] [--skip-cost]
+
+Every graph holds the same weights. Latencies are of ONNX Runtime on the CPU, the graphs taking turns in one run; the
+ratio is the median over rounds of (graph / graph as the paper writes the model), with a bootstrap 95 % interval. The
+share of the limit is the graph's own floating-point operations over its time, over the best rate of this machine's own
+square matrix products in the same run, runtime and threads. Prints Markdown and writes results/<machine>/export.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxsim
+from onnx import TensorProto, helper, numpy_helper
+
+from sepvit_deploy import ModelSpec, audit, build_model, onnx_from_torch, rewrite, simplify
+from sepvit_deploy.artifact import tool_versions
+from sepvit_deploy.bench import conditions
+from sepvit_deploy.runners.onnxruntime import OnnxRuntimeRunner
+
+RESULTS = Path(__file__).parent / "results"
+PRODUCTS = (256, 512, 1024, 2048)
+BASELINE = "as the paper writes it"
+OURS = "rewritten, onnxsim without Gemm passes"
+
+
+def graphs() -> dict[str, onnx.ModelProto]:
+    """SepViT-T in every form to compare, all with the same weights."""
+    spec = ModelSpec("t", "classify", (224, 224), 1000)
+    reference = build_model("t")
+    plain = onnx_from_torch(reference, spec)
+    rewritten = onnx_from_torch(rewrite(reference), spec)
+    found = {
+        BASELINE: plain,
+        f"{BASELINE}, simplified": simplify(plain),
+        "rewritten, exporter only": rewritten,
+        "rewritten, onnxsim as it comes": onnxsim.simplify(rewritten)[0],
+        OURS: simplify(rewritten),
+    }
+    try:
+        import onnxslim
+    except ImportError:
+        print("onnxslim is not installed: its row is left out", file=sys.stderr)
+    else:
+        found["rewritten, onnxslim"] = onnxslim.slim(rewritten)
+    return found
+
+
+def product_runner(size: int, threads: int):
+    """One square matrix product with a constant right side, as a linear layer has, in a session of its own."""
+    import onnxruntime as ort
+
+    weight = numpy_helper.from_array(np.random.default_rng(0).standard_normal((size, size), dtype=np.float32), "w")
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "product",
+        [value("x", TensorProto.FLOAT, [size, size])],
+        [value("y", TensorProto.FLOAT, [size, size])],
+        [weight],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    x = np.random.default_rng(1).standard_normal((size, size), dtype=np.float32)
+    return lambda: session.run(None, {"x": x})
+
+
+def seconds(run) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def interval(ratios: np.ndarray) -> tuple[float, float]:
+    """Bootstrap 95 % interval of the median."""
+    rng = np.random.default_rng(0)
+    medians = np.median(rng.choice(ratios, (2000, len(ratios))), axis=1)
+    return float(np.quantile(medians, 0.025)), float(np.quantile(medians, 0.975))
+
+
+def latency(batch: int, threads: int, rounds: int) -> dict:
+    """Interleave all graphs and the matrix products, and summarise."""
+    found = graphs()
+    images = np.random.default_rng(0).standard_normal((batch, 3, 224, 224), dtype=np.float32)
+    runs = {}
+    for name, graph in found.items():
+        runner = OnnxRuntimeRunner(graph, name=name, threads=threads)
+        runs[name] = lambda runner=runner: runner.run(images)
+    products = {size: product_runner(size, threads) for size in PRODUCTS}
+    for run in (*runs.values(), *products.values()):
+        for _ in range(3):
+            run()
+    times = {name: [] for name in runs}
+    rates = {size: [] for size in PRODUCTS}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            times[name].append(seconds(run))
+        for size, run in products.items():
+            repeats = max(1, (1024 // size) ** 3)
+            rates[size].append(2 * size**3 * repeats / seconds(lambda run=run, n=repeats: [run() for _ in range(n)]))
+    limit = max(float(np.median(rate)) for rate in rates.values())
+    rows = []
+    for name, graph in found.items():
+        audited = audit(graph)
+        mine = np.array(times[name])
+        ratios = mine / np.array(times[BASELINE])
+        rows.append(
+            {
+                "graph": name,
+                "nodes": audited.nodes,
+                "transposes": audited.operators.get("Transpose", 0),
+                "reshapes": audited.operators.get("Reshape", 0),
+                "gemms": audited.operators.get("Gemm", 0),
+                "macs": audited.macs,
+                "median_ms": 1000 * float(np.median(mine)),
+                "ratio": float(np.median(ratios)),
+                "ratio_95": interval(ratios),
+                "share_of_limit": 2 * audited.macs * batch / float(np.median(mine)) / limit,
+                "samples_ms": [round(1000 * t, 2) for t in mine],
+            }
+        )
+    return {
+        "batch": batch,
+        "rounds": rounds,
+        "product_gflops": {str(size): float(np.median(rate)) / 1e9 for size, rate in rates.items()},
+        "limit_gflops": limit / 1e9,
+        "rows": rows,
+    }
+
+
+def cost() -> dict:
+    """Wall time and memory of the command line itself, in processes of its own."""
+    command = [sys.executable, "-c", "from sepvit_deploy.cli import main; main()"]
+    helps = []
+    for _ in range(7):
+        helps.append(seconds(lambda: subprocess.run([*command, "--help"], capture_output=True, check=True)))
+    with tempfile.TemporaryDirectory() as folder:
+        export = [*command, "export", "--variant", "t", "--output", f"{folder}/t.onnx"]
+        taken = seconds(lambda: subprocess.run(export, capture_output=True, check=True))
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    return {"help_s": float(np.median(helps)), "export_t_s": taken, "export_t_peak_gib": peak}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--skip-cost", action="store_true", help="leave out the export command's own time and memory")
+    given = parser.parse_args()
+    document = {"conditions": {**conditions(given.threads), "tools": tool_versions()}}
+    if not given.skip_cost:
+        document["cost"] = cost()
+    document["latency"] = latency(given.batch, given.threads, given.rounds)
+    print(markdown(document))
+    machine = re.sub(r"[^a-z0-9]+", "-", f"{document['conditions']['device']}-{document['conditions']['cores']}".lower())
+    target = RESULTS / machine.strip("-") / "export.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(document, indent=1) + "\n")
+    target.with_suffix(".md").write_text(markdown(document))
+
+
+def markdown(document: dict) -> str:
+    """The tables, with their conditions."""
+    where, measured = document["conditions"], document["latency"]
+    lines = [
+        f"SepViT-T, ONNX Runtime {where['tools']['onnxruntime']} on {where['device']}, {where['threads']} thread(s), "
+        f"batch {measured['batch']}, {measured['rounds']} interleaved rounds; best matrix product "
+        f"{measured['limit_gflops']:.0f} GFLOP/s. Made by `python benchmarks/export.py`.",
+        "",
+        "| graph | nodes | Transpose | Reshape | Gemm | ratio | 95 % interval | of the limit |",
+        "|---|---:|---:|---:|---:|---:|---|---:|",
+    ]
+    for row in measured["rows"]:
+        low, high = row["ratio_95"]
+        lines.append(
+            f"| {row['graph']} | {row['nodes']} | {row['transposes']} | {row['reshapes']} | {row['gemms']} | "
+            f"{row['ratio']:.3f} | {low:.3f} to {high:.3f} | {row['share_of_limit']:.0%} |"
+        )
+    if "cost" in document:
+        spent = document["cost"]
+        lines += [
+            "",
+            "| command | time | peak memory |",
+            "|---|---:|---:|",
+            f"| `sepvit-deploy --help` | {spent['help_s']:.2f} s | |",
+            f"| `sepvit-deploy export --variant t` | {spent['export_t_s']:.1f} s | {spent['export_t_peak_gib']:.2f} GiB |",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
