@@ -167,7 +167,9 @@ def main() -> None:
         document["cost"] = cost()
     document["latency"] = latency(given.batch, given.threads, given.rounds)
     print(markdown(document))
-    machine = re.sub(r"[^a-z0-9]+", "-", f"{document['conditions']['device']}-{document['conditions']['cores']}".lower())
+    machine = re.sub(
+        r"[^a-z0-9]+", "-", f"{document['conditions']['device']}-{document['conditions']['cores']}".lower()
+    )
     target = RESULTS / machine.strip("-") / "export.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(document, indent=1) + "\n")

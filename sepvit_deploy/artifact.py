@@ -10,14 +10,18 @@ import contextlib
 import errno
 import json
 import os
+import shlex
+import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from sepvit_deploy.errors import OutputError, PassportError
 
 SCHEMA = 1
+LOCK_SECONDS = 10.0
+"""Longest wait for another writer, who needs microseconds; a lock held longer is not one of this package."""
 _TOOLS = ("sepvit-deploy", "torch", "onnx", "onnxscript", "onnxsim", "onnxruntime", "numpy")
 
 
@@ -28,41 +32,61 @@ def written(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: the place cannot be written, or the disk is full.
     """
+    with _temporary_beside(path) as temporary:
+        yield temporary
+        _flush(temporary)
+        os.replace(temporary, path)
+
+
+def require_writable(path: Path) -> None:
+    """Fail now, before work that takes a while, if ``path`` or its passport could not be written.
+
+    Raises:
+        OutputError: its folder is missing or not writable, or ``path`` is a folder or a device.
+    """
+    with _temporary_beside(path), _temporary_beside(passport_path(path)):
+        pass
+
+
+@contextlib.contextmanager
+def _temporary_beside(path: Path) -> Iterator[Path]:
+    """An empty file in the folder of ``path``, gone at the end; what the system refuses becomes an OutputError."""
+    if os.path.isdir(path):
+        raise OutputError(f"{path} is a folder", expected="a file to write", hint=f"try --output {path / 'model.onnx'}")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OutputError(f"{path} is no regular file", expected="a file to write")
+    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
     try:
-        temporary = _temporary_beside(path)
         try:
+            # Not by tempfile: the system itself applies the umask, which no thread can read without changing it.
+            os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
             yield temporary
-            _flush(temporary)
-            os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise _output_error(path, error) from error
 
 
-def require_writable(path: Path) -> None:
-    """Fail now, before work that takes a while, if ``path`` could not be written.
+@contextlib.contextmanager
+def _one_writer(folder: Path) -> Iterator[None]:
+    """Keep other writers of pairs out of ``folder``: a lock on the folder itself, which leaves no file behind."""
+    import fcntl
 
-    Raises:
-        OutputError: its folder is missing or not writable, or ``path`` is a folder.
-    """
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder", expected="a file to write", hint=f"try --output {path / 'model.onnx'}")
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        _temporary_beside(path).unlink()
-    except OSError as error:
-        raise _output_error(path, error) from error
-
-
-def _temporary_beside(path: Path) -> Path:
-    import tempfile
-
-    umask = os.umask(0)
-    os.umask(umask)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    with os.fdopen(handle, "wb") as file:
-        os.fchmod(file.fileno(), 0o666 & ~umask)
-    return Path(name)
+        deadline = time.monotonic() + LOCK_SECONDS
+        while time.monotonic() < deadline:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(0.005)
+                continue
+            except OSError:
+                pass  # a file system without locks: a pair mixed by two writers is still refused when it is read
+            break
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _flush(path: Path) -> None:
@@ -74,8 +98,8 @@ def _output_error(path: Path, error: OSError) -> OutputError:
     folder = path.parent
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OutputError(f"no space left to write {path}", hint="free some, or give another folder with --output")
-    if not folder.is_dir():
-        return OutputError(f"the folder {folder} does not exist", hint=f"type: mkdir -p {folder}")
+    if error.errno == errno.ENOENT and not os.path.isdir(folder):
+        return OutputError(f"the folder {folder} does not exist", hint=f"type: mkdir -p {shlex.quote(str(folder))}")
     reason = error.strerror or str(error)
     return OutputError(f"{path} cannot be written ({reason})", hint="give another place with --output")
 
@@ -150,6 +174,9 @@ def passport_path(path: Path) -> Path:
 def write_with_passport(path: Path, content: bytes, passport: Passport) -> Passport:
     """Write an artifact and its passport; an existing pair is replaced, and each file is always whole.
 
+    Both are on the disk before either is renamed, and writers take turns. A process killed between the two renames
+    leaves a pair that `read_passport` refuses.
+
     Returns:
         The passport with the file's name, digest and size filled in.
 
@@ -158,18 +185,20 @@ def write_with_passport(path: Path, content: bytes, passport: Passport) -> Passp
     """
     import hashlib
 
-    fields = {
-        **vars(passport),
-        "file": path.name,
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "bytes": len(content),
-    }
-    complete = Passport(**fields)
+    digest = hashlib.sha256(content).hexdigest()
+    complete = replace(passport, file=path.name, sha256=digest, bytes=len(content))
     document = {"schema": SCHEMA, **asdict(complete)}
     text = json.dumps(document, indent=2, allow_nan=False) + "\n"
-    with written(path) as temporary, written(passport_path(path)) as temporary_passport:
+    location = passport_path(path)
+    with _temporary_beside(path) as temporary:
         temporary.write_bytes(content)
-        temporary_passport.write_text(text, encoding="utf-8")
+        _flush(temporary)
+        with _temporary_beside(location) as temporary_passport:
+            temporary_passport.write_text(text, encoding="utf-8")
+            _flush(temporary_passport)
+            with _one_writer(path.parent):
+                os.replace(temporary, path)
+                os.replace(temporary_passport, location)
     return complete
 
 
@@ -180,17 +209,20 @@ def read_passport(path: Path) -> Passport | None:
         PassportError: it is unreadable, or of another file than the one that lies here.
     """
     location = passport_path(path)
-    if not location.exists():
-        return None
     try:
         document = json.loads(location.read_text(encoding="utf-8"))
+        if not isinstance(document, dict) or "schema" not in document:
+            raise ValueError("it has no schema")
         if document.pop("schema") != SCHEMA:
             raise PassportError(f"{location} has another schema", expected=f"schema {SCHEMA}", hint="export again")
-        document["parents"] = tuple(Parent(**parent) for parent in document["parents"])
-        passport = Passport(**document)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        passport = _passport(document)
+        found = sha256(path)
+    except FileNotFoundError as error:
+        if error.filename == str(location):
+            return None
+        raise PassportError(f"{location} is the passport of {path.name}, which is not there") from error
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise PassportError(f"{location} is no passport ({error})", hint="export again, or remove it") from error
-    found = sha256(path)
     if found != passport.sha256:
         raise PassportError(
             f"{location.name} is the passport of another {path.name} (SHA-256 {found[:12]}...)",
@@ -198,3 +230,14 @@ def read_passport(path: Path) -> Passport | None:
             hint="the file was changed or replaced: export again, or remove the passport",
         )
     return passport
+
+
+def _passport(document: dict[str, Any]) -> Passport:
+    """The record behind a passport's keys; ValueError or TypeError where they are not its keys or types."""
+    names = {entry.name for entry in fields(Passport)}
+    if document.keys() != names:
+        raise ValueError(f"unknown or missing keys: {', '.join(sorted(document.keys() ^ names))}")
+    for name, kind in (("parents", list), ("model", dict), ("facts", dict), ("sha256", str)):
+        if not isinstance(document[name], kind):
+            raise TypeError(f"{name} is {document[name]!r}")
+    return Passport(**{**document, "parents": tuple(Parent(**parent) for parent in document["parents"])})

@@ -1,7 +1,7 @@
 """What is in a graph, and is it deployable: operators, parameters, MACs, bytes, and the rules that it breaks.
 
-A deployable SepViT needs matrix products, convolutions, normalisation, and plain moves of data. What TensorRT runs badly or
-not at all, or what hides a decomposed LayerNorm or GELU, is a finding with the node's name.
+A deployable SepViT needs matrix products, convolutions, normalisation, and plain moves of data. What TensorRT runs
+badly or not at all, or what hides a decomposed LayerNorm or GELU, is a finding with the node's name.
 """
 
 from __future__ import annotations
@@ -19,13 +19,18 @@ if TYPE_CHECKING:
     import onnx
 
 AIMED_AT = frozenset(
-    "Conv MatMul Add Mul LayerNormalization Gelu Softmax Transpose Reshape Slice Split Concat ReduceMean Pad".split()
+    (
+        *("Conv", "MatMul", "Add", "Mul", "LayerNormalization", "Gelu", "Softmax", "ReduceMean"),
+        *("Transpose", "Reshape", "Slice", "Split", "Concat", "Pad"),
+    )
 )
 """What SepViT needs; Pad only where a dense map does not divide into windows."""
 GELU_BEFORE_20 = frozenset({"Erf", "Div"})
 """Below opset 20 there is no Gelu: its definition x / 2 * (1 + erf(x / sqrt 2)) is spelled out."""
 _CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
-_DATA_DEPENDENT = frozenset({"NonZero", "Where", "ScatterND", "ScatterElements", "Scatter", "GatherND", "GatherElements"})
+_DATA_DEPENDENT = frozenset(
+    {"NonZero", "Where", "ScatterND", "ScatterElements", "Scatter", "GatherND", "GatherElements"}
+)
 _SHAPE_CHAIN = frozenset({"Shape", "Size", "Expand", "Range", "ConstantOfShape"})
 _PASSING = frozenset({"Reshape", "Identity", "Cast", "Squeeze", "Unsqueeze"})
 
@@ -44,9 +49,9 @@ class Audit:
     """The contents of a graph.
 
     Attributes:
-        operators: how many nodes of each type, most first.
+        operators: how many nodes of each type, most first, those inside If, Loop and local functions included.
         parameters: numbers held in the file's floating-point constants.
-        macs: multiply-accumulates of one image; None where shapes stay unknown.
+        macs: multiply-accumulates of Conv, MatMul and Gemm for one image; None where shapes stay unknown.
         bytes: size of the serialised graph.
         findings: what stands against deploying it.
     """
@@ -75,9 +80,7 @@ class Audit:
         if self.findings:
             shown = "; ".join(f"{f.node}: {f.reason}" for f in self.findings[:3])
             more = f" and {len(self.findings) - 3} more" if len(self.findings) > 3 else ""
-            raise AuditFailed(
-                f"{name} is not deployable: {shown}{more}", hint=f"type: sepvit-deploy audit {name}"
-            )
+            raise AuditFailed(f"{name} is not deployable: {shown}{more}", hint=f"type: sepvit-deploy audit {name}")
 
 
 def audit(model: onnx.ModelProto) -> Audit:
@@ -87,17 +90,19 @@ def audit(model: onnx.ModelProto) -> Audit:
         GraphError: the graph contradicts itself.
     """
     shapes = graphs.static_shapes(graphs.with_batch(model, 1))
-    operators = Counter(node.op_type for node in model.graph.node)
+    nodes = [node for part in graphs.nested(model.graph, *model.functions) for node in part.node]
+    operators = Counter(_kind(node) for node in nodes)
+    macs = _macs(nodes, shapes)
     return Audit(
         opset=graphs.opset(model),
         inputs=_signature(model.graph.input),
         outputs=_signature(model.graph.output),
-        nodes=len(model.graph.node),
+        nodes=len(nodes),
         operators=dict(operators.most_common()),
-        parameters=_parameters(model),
-        macs=_macs(model, shapes),
+        parameters=_parameters(model, nodes),
+        macs=None if macs is None else macs // _batch(model, shapes),
         bytes=model.ByteSize(),
-        findings=tuple(_findings(model)),
+        findings=tuple(_findings(model, nodes)),
     )
 
 
@@ -108,23 +113,42 @@ def _signature(values: object) -> dict[str, list[int | str]]:
     }
 
 
-def _parameters(model: onnx.ModelProto) -> int:
+def _kind(node: onnx.NodeProto) -> str:
+    """The operator's name, after its domain where that is not the standard one."""
+    return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
+
+
+def _input(node: onnx.NodeProto, position: int) -> str:
+    """Name of an input; empty where the node has none there."""
+    return node.input[position] if position < len(node.input) else ""
+
+
+def _batch(model: onnx.ModelProto, shapes: dict[str, tuple[int | None, ...]]) -> int:
+    """Images in a batch: the first dimension of the first input of rank 4."""
+    images = [shape for value in model.graph.input if len(shape := shapes.get(value.name, ())) == 4]
+    return (images[0][0] if images else None) or 1
+
+
+def _parameters(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> int:
     from onnx import TensorProto
 
     floating = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE, TensorProto.INT8)
-    return sum(prod(tensor.dims) for tensor in model.graph.initializer if tensor.data_type in floating)
+    held = [tensor for graph in graphs.nested(model.graph) for tensor in getattr(graph, "initializer", ())]
+    held += [attribute.t for node in nodes if _kind(node) == "Constant" for attribute in node.attribute]
+    return sum(prod(tensor.dims) for tensor in held if tensor.data_type in floating)
 
 
-def _macs(model: onnx.ModelProto, shapes: dict[str, tuple[int | None, ...]]) -> int | None:
+def _macs(nodes: list[onnx.NodeProto], shapes: dict[str, tuple[int | None, ...]]) -> int | None:
     """Multiply-accumulates of Conv, MatMul and Gemm: outputs times what is summed for each."""
     total = 0
-    for node in model.graph.node:
-        if node.op_type not in ("Conv", "MatMul", "Gemm"):
+    for node in nodes:
+        kind = _kind(node)
+        if kind not in ("Conv", "MatMul", "Gemm"):
             continue
-        output, first, second = (shapes.get(name, (None,)) for name in (node.output[0], *node.input[:2]))
-        if node.op_type == "Conv":
+        output, first, second = (shapes.get(n, (None,)) for n in (node.output[0], _input(node, 0), _input(node, 1)))
+        if kind == "Conv":
             summed: tuple[int | None, ...] = second[1:]
-        elif node.op_type == "MatMul":
+        elif kind == "MatMul":
             summed = first[-1:]
         else:
             transposed = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
@@ -141,33 +165,32 @@ def _known_product(dims: tuple[int | None, ...]) -> int | None:
     return prod(known) if len(known) == len(dims) else None
 
 
-def _findings(model: onnx.ModelProto) -> Iterator[Finding]:
-    nodes = model.graph.node
-    constants = {tensor.name for tensor in model.graph.initializer}
-    constants |= {output for node in nodes if node.op_type == "Constant" for output in node.output}
-    producer = {output: node for node in nodes for output in node.output}
+def _findings(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> Iterator[Finding]:
+    constants = {t.name for graph in graphs.nested(model.graph) for t in getattr(graph, "initializer", ())}
+    constants |= {output for node in nodes if _kind(node) == "Constant" for output in node.output}
+    producer = {output: node for node in nodes for output in node.output if output}
     allowed = AIMED_AT | (GELU_BEFORE_20 if graphs.opset(model) < 20 else frozenset())
     if graphs.opset(model) == 0:
         yield Finding("domain", "the graph", "uses no standard ONNX operators")
     for node in nodes:
-        name = node.name or node.output[0]
-        kind = f"{node.domain}::{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
-        if node.op_type in _CONTROL_FLOW or any(a.HasField("g") or a.graphs for a in node.attribute):
+        kind = _kind(node)
+        name = node.name or next(filter(None, node.output), kind)
+        if kind in _CONTROL_FLOW or any(a.HasField("g") or a.graphs for a in node.attribute):
             yield Finding("control-flow", name, f"{kind} is control flow: TensorRT cannot fuse across it")
-        elif node.op_type in _DATA_DEPENDENT:
+        elif kind in _DATA_DEPENDENT:
             yield Finding("data-dependent", name, f"{kind} moves single elements by index or by value")
-        elif node.op_type == "Gather":
-            reason = "rolls or permutes" if node.input[1] in constants else "takes elements that the data choose"
+        elif kind == "Gather":
+            reason = "rolls or permutes" if _input(node, 1) in constants else "takes elements that the data choose"
             yield Finding("gather", name, f"Gather {reason}: use Slice, Split or Transpose")
-        elif node.op_type in _SHAPE_CHAIN:
+        elif kind in _SHAPE_CHAIN:
             yield Finding("shape-chain", name, f"{kind} computes with shapes at run time")
-        elif node.op_type == "Concat" and _is_roll(node, producer):
-            yield Finding("roll", name, "Concat of two Slices of one tensor is a cyclic shift")
+        elif kind == "Concat" and _is_roll(node, producer):
+            yield Finding("roll", name, "Concat of parts of one tensor alone is a cyclic shift, or a copy of it")
         elif _is_decomposed_layernorm(node, producer):
             yield Finding("layernorm", name, "LayerNorm is spelled out: it overflows in FP16, use LayerNormalization")
-        elif node.op_type == "Erf" and "Erf" not in allowed:
+        elif kind == "Erf" and kind not in allowed:
             yield Finding("gelu", name, "GELU is spelled out: opset 20 has it as one node")
-        elif node.op_type == "Tanh":
+        elif kind == "Tanh":
             yield Finding("gelu", name, "Tanh: SepViT has none, and GELU by tanh is not its exact GELU")
         elif kind not in allowed:
             yield Finding("operator", name, f"{kind} is none of the operators that SepViT needs")
@@ -182,17 +205,16 @@ def _is_roll(node: onnx.NodeProto, producer: dict[str, onnx.NodeProto]) -> bool:
 
 
 def _is_decomposed_layernorm(node: onnx.NodeProto, producer: dict[str, onnx.NodeProto]) -> bool:
-    """A square root (or reciprocal of one) over a mean, an epsilon in between: the tail of a variance."""
-    if node.op_type not in ("Sqrt", "Rsqrt", "Pow") or node.input[0] not in producer:
+    """A square root over a mean, an epsilon in between: the tail of a variance."""
+    above = producer.get(_input(node, 0))
+    if _kind(node) not in ("Sqrt", "Pow") or above is None or _kind(above) != "Add":
         return False
-    above = producer[node.input[0]]
-    if above.op_type != "Add":
-        return False
-    names = list(above.input)
-    for name in names:
+    for name in above.input:
         source = producer.get(name)
-        while source is not None and source.op_type in _PASSING:
-            source = producer.get(source.input[0])
-        if source is not None and source.op_type in ("ReduceMean", "GlobalAveragePool"):
+        for _ in producer:  # bounded: a graph from elsewhere may be a circle
+            if source is None or _kind(source) not in _PASSING:
+                break
+            source = producer.get(_input(source, 0))
+        if source is not None and _kind(source) in ("ReduceMean", "GlobalAveragePool"):
             return True
     return False

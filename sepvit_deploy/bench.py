@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -91,12 +92,14 @@ def bench(
         clock: seconds, monotonic.
 
     Raises:
-        OptionError: a batch that an engine with a fixed batch does not take.
+        OptionError: a batch that an engine with a fixed batch does not take, or ``least`` below 1.
     """
     import random
 
     import numpy as np
 
+    if least < 1:
+        raise OptionError(f"least is {least}", expected="1 sample of each point, or more")
     rng = np.random.default_rng(0)
     jobs: list[tuple[Runner, int, list[Array]]] = []
     for runner in runners:
@@ -109,20 +112,20 @@ def bench(
             shape = (batch, channels, *size)
             jobs.append((runner, batch, [rng.standard_normal(shape, dtype=np.float32) for _ in range(INPUTS)]))  # type: ignore[arg-type]
 
-    def run_ms(runner: Runner, images: Array) -> float:
+    def run_ms(job: int, k: int) -> float:
+        runner, _, inputs = jobs[job]
+        images = inputs[k % INPUTS]
         start = clock()
         runner.run(images)
         return (clock() - start) * 1000
 
-    settled = [_warm_up(lambda k, r=runner, i=inputs: run_ms(r, i[k % INPUTS]), seconds) for runner, _, inputs in jobs]
+    settled = [_warm_up(functools.partial(run_ms, j), seconds) for j in range(len(jobs))]
     samples: list[list[float]] = [[] for _ in jobs]
-    order = list(range(len(jobs)))
     shuffle = random.Random(0)
-    while open_jobs := [j for j in order if len(samples[j]) < least or sum(samples[j]) < seconds * 1000]:
+    while open_jobs := [j for j in range(len(jobs)) if len(samples[j]) < least or sum(samples[j]) < seconds * 1000]:
         shuffle.shuffle(open_jobs)
         for j in open_jobs:
-            runner, _, inputs = jobs[j]
-            samples[j].append(run_ms(runner, inputs[len(samples[j]) % INPUTS]))
+            samples[j].append(run_ms(j, len(samples[j])))
         done = [min(1.0, len(s) / least, sum(s) / (seconds * 1000) if seconds else 1.0) for s in samples]
         progress(sum(done) / len(done))
     return [

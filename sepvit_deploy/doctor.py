@@ -52,11 +52,23 @@ class Diagnosis:
 
 
 _ABILITIES: tuple[tuple[str, str, dict[str, str]], ...] = (
-    ("export (torch to ONNX)", "torch", {"torch": "torch", "onnxscript": "onnxscript", "onnxsim": "onnxsim", "safetensors": "safetensors"}),
+    (
+        "export (torch to ONNX)",
+        "torch",
+        {"torch": "torch", "onnxscript": "onnxscript", "onnxsim": "onnxsim", "safetensors": "safetensors"},
+    ),
     ("run, check, bench on a CPU", "cpu", {"onnxruntime": "onnxruntime"}),
     ("run on an NVIDIA GPU", "gpu", {"onnxruntime-gpu": "onnxruntime"}),
-    ("TensorRT engines", "tensorrt", {"tensorrt": "tensorrt", "cuda-bindings": "cuda.bindings.runtime", "polygraphy": "polygraphy"}),
-    ("TensorRT-RTX builds, also without a GPU", "rtx", {"tensorrt_rtx_cu13_bindings": "", "onnxruntime-ep-nv-tensorrt-rtx-cu13": ""}),
+    (
+        "TensorRT engines",
+        "tensorrt",
+        {"tensorrt": "tensorrt", "cuda-bindings": "cuda.bindings.runtime", "polygraphy": "polygraphy"},
+    ),
+    (
+        "TensorRT-RTX builds, also without a GPU",
+        "rtx",
+        {"tensorrt_rtx_cu13_bindings": "", "onnxruntime-ep-nv-tensorrt-rtx-cu13": ""},
+    ),
 )
 """Name, extra, and for each distribution the module whose import proves it; empty where importing needs set-up."""
 
@@ -65,11 +77,15 @@ def diagnose() -> Diagnosis:
     """Look at this machine; every import is tried in a process of its own, since native libraries may crash."""
     import platform
 
-    modules = sorted({module for _, _, packages in _ABILITIES for d, module in packages.items() if module and _version(d)})
+    modules = sorted(
+        {module for _, _, packages in _ABILITIES for d, module in packages.items() if module and _version(d)}
+    )
     broken = {module: reason for module in modules if (reason := _import_failure(module))}
     gpus = _gpus()
     abilities = []
     for name, extra, packages in _ABILITIES:
+        if extra == "cpu" and _version("onnxruntime-gpu") and not _version("onnxruntime"):
+            packages = {"onnxruntime-gpu": "onnxruntime"}  # it runs on a CPU as well
         found = {d: version for d in packages if (version := _version(d))}
         missing = tuple(d for d in packages if d not in found)
         bad = {module: broken[module] for d, module in packages.items() if d in found and module in broken}
@@ -77,6 +93,8 @@ def diagnose() -> Diagnosis:
         hint = ""
         if missing or bad:
             hint = f"pip install 'sepvit-deploy[{extra}]'" + (" on a machine with an NVIDIA GPU" if needs_gpu else "")
+            if extra == "gpu" and _version("onnxruntime"):
+                hint = f"pip uninstall onnxruntime, then {hint}"  # they share a folder
         abilities.append(Ability(name, found, missing, bad, hint))
     return Diagnosis(
         python=platform.python_version(),
@@ -100,15 +118,21 @@ def _version(distribution: str) -> str | None:
 
 def _import_failure(module: str) -> str | None:
     """Why ``module`` does not import, in one line; None where it does."""
+    import signal
     import subprocess
 
-    command = [sys.executable, "-c", f"import {module}"]
+    command = [sys.executable, "-P", "-c", f"import {module}"]  # -P: not a file of that name in this folder
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_SECONDS, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=PROBE_SECONDS, check=False
+        )
     except subprocess.TimeoutExpired:
         return f"importing it took more than {PROBE_SECONDS} s"
     if done.returncode == 0:
         return None
+    if done.returncode < 0:
+        number = -done.returncode
+        return f"importing it crashed: signal {number} ({signal.strsignal(number)})"
     lines = done.stderr.strip().splitlines()
     return lines[-1] if lines else f"its process ended with status {done.returncode}"
 
@@ -144,7 +168,7 @@ def _warnings() -> list[str]:
         warnings.append(f"Python {platform.python_version()} is not tested: use 3.11 or 3.12")
     if _version("onnxruntime") and _version("onnxruntime-gpu"):
         warnings.append(
-            "onnxruntime and onnxruntime-gpu share a folder and overwrite each other: pip uninstall both, then install one"
+            "onnxruntime and onnxruntime-gpu overwrite each other in one folder: pip uninstall both, install one"
         )
     if _version("onnx-simplifier"):
         warnings.append("onnx-simplifier is the old name of onnxsim: pip uninstall onnx-simplifier")

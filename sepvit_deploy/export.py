@@ -1,7 +1,7 @@
 """torch -> ONNX, through the torch.export-based exporter, with SepViT's own names in the graph.
 
-`images` in, `logits` out (dense: `stride4` to `stride32`); inner tensors carry the names of `model.taps`, nodes the path
-of the module that they come from. Weights keep their names, and nothing else of the machine that exported remains.
+`images` in, `logits` out (dense: `stride4` to `stride32`); inner tensors carry the names of `model.taps`, nodes the
+path of the module that they come from. Weights keep their names; of the exporting machine nothing remains.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@ Nothing here knows SepViT. A graph is an `onnx.ModelProto`; "static" dimensions 
 
 from __future__ import annotations
 
+import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,21 +25,24 @@ def load_graph(path: Path) -> onnx.ModelProto:
     External data is read only from regular files inside the ONNX file's own folder.
 
     Raises:
-        GraphError: no such file, not ONNX, or external data that points elsewhere.
+        GraphError: no such file, not ONNX, or external data that is missing or points elsewhere.
     """
     import onnx
     from google.protobuf.message import DecodeError
 
-    if not path.exists():
-        raise GraphError(f"{path} does not exist", expected="an ONNX file", hint="type: sepvit-deploy export --help")
-    if path.is_dir():
-        raise GraphError(f"{path} is a folder", expected="an ONNX file")
     try:
-        if path.stat().st_size > MAX_BYTES:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
+            raise GraphError(f"{path} is {kind}", expected="an ONNX file")
+        if status.st_size > MAX_BYTES:
             raise GraphError(f"{path} is larger than 2 GiB", expected="a single ONNX file below 2 GiB")
         model = onnx.load_model_from_string(path.read_bytes())
     except (DecodeError, ValueError) as error:
         raise _not_onnx(path) from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        hint = "type: sepvit-deploy export --help"
+        raise GraphError(f"{path} does not exist", expected="an ONNX file", hint=hint) from error
     except OSError as error:
         raise GraphError(f"{path} cannot be read ({error.strerror})") from error
     if not model.graph.node or not model.opset_import:
@@ -51,31 +56,55 @@ def _not_onnx(path: Path) -> GraphError:
 
 
 def _load_external_data(model: onnx.ModelProto, path: Path) -> None:
-    from onnx import TensorProto
     from onnx.checker import ValidationError
     from onnx.external_data_helper import load_external_data_for_model
 
     folder = path.parent.resolve()
     names = {
-        entry.value
-        for tensor in model.graph.initializer
-        if tensor.data_location == TensorProto.EXTERNAL
-        for entry in tensor.external_data
-        if entry.key == "location"
+        next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+        for tensor in _tensors(model)
+        if tensor.data_location == tensor.EXTERNAL
     }
-    for name in names:
-        place = folder / name
+    places = {name: folder / name for name in names}
+    for name, place in places.items():
         if Path(name).is_absolute() or place.is_symlink() or not place.resolve().is_relative_to(folder):
             raise GraphError(
                 f"{path} keeps weights in {name!r}",
                 expected="external data inside the ONNX file's own folder",
                 hint="do not open this file",
             )
+    missing = sorted(name for name, place in places.items() if not place.is_file())
+    if missing:
+        raise GraphError(f"{path} lacks its external data ({', '.join(missing)})")
+    if path.stat().st_size + sum(place.stat().st_size for place in places.values()) > MAX_BYTES:
+        raise GraphError(f"{path} with its external data is larger than 2 GiB", expected="less than 2 GiB")
     if names:
         try:
             load_external_data_for_model(model, str(folder))
         except (OSError, ValueError, RuntimeError, ValidationError) as error:
-            raise GraphError(f"{path} lacks its external data ({', '.join(sorted(names))})") from error
+            reason = str(error).strip().splitlines()[0]
+            raise GraphError(f"the external data of {path} cannot be read ({reason})") from error
+
+
+def nested(*roots: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.GraphProto | onnx.FunctionProto]:
+    """Graphs or local functions, and the graphs inside their nodes (If, Loop, Scan), outer before inner."""
+    pending = list(roots)
+    while pending:
+        part = pending.pop(0)
+        yield part
+        for node in part.node:
+            for attribute in node.attribute:
+                pending.extend(attribute.graphs)
+                if attribute.HasField("g"):
+                    pending.append(attribute.g)
+
+
+def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    for part in nested(model.graph, *model.functions):
+        yield from getattr(part, "initializer", ())  # a function has none
+        for node in part.node:
+            for attribute in node.attribute:
+                yield from (attribute.t, *attribute.tensors)
 
 
 def opset(model: onnx.ModelProto) -> int:
@@ -100,7 +129,7 @@ def with_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
 
 
 def static_shapes(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
-    """Shape of every tensor that shape inference finds; None for a dimension that stays unknown.
+    """Shape of every tensor whose rank shape inference finds; None for a dimension that stays unknown.
 
     Raises:
         GraphError: the graph contradicts itself.
@@ -116,16 +145,17 @@ def static_shapes(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
         tensor.name: tuple(tensor.dims) for tensor in inferred.graph.initializer
     }
     for value in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
-        dims = value.type.tensor_type.shape.dim
-        shapes[value.name] = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in dims)
+        if value.type.tensor_type.HasField("shape"):  # without: the rank is unknown, which () would deny
+            dims = value.type.tensor_type.shape.dim
+            shapes[value.name] = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in dims)
     return shapes
 
 
 def rename_values(model: onnx.ModelProto, names: dict[str, str]) -> None:
-    """Rename tensors in place, wherever they occur."""
-    graph = model.graph
-    for node in graph.node:
-        node.input[:] = [names.get(name, name) for name in node.input]
-        node.output[:] = [names.get(name, name) for name in node.output]
-    for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
-        value.name = names.get(value.name, value.name)
+    """Rename tensors in place, wherever they occur in the graph and in the graphs inside its nodes."""
+    for graph in nested(model.graph):
+        for node in graph.node:
+            node.input[:] = [names.get(name, name) for name in node.input]
+            node.output[:] = [names.get(name, name) for name in node.output]
+        for value in (*graph.input, *graph.output, *graph.value_info, *getattr(graph, "initializer", ())):
+            value.name = names.get(value.name, value.name)

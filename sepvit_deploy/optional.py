@@ -17,16 +17,20 @@ def require(module: str, *, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name and error.name.split(".")[0] != module.split(".")[0]:
+        if error.name is None:  # raised by hand: its words say more than "not installed"
+            raise _does_not_load(module, error, extra) from error
+        if not f"{module}.".startswith(f"{error.name}."):
             raise MissingDependency(
                 f"{module} is installed but needs {error.name}, which is not",
                 hint=_install(extra),
             ) from error
         raise MissingDependency(f"{module} is not installed", hint=_install(extra)) from error
     except (ImportError, OSError) as error:
-        raise MissingDependency(
-            f"{module} is installed but does not load ({error})", hint=_install(extra)
-        ) from error
+        raise _does_not_load(module, error, extra) from error
+
+
+def _does_not_load(module: str, error: Exception, extra: str) -> MissingDependency:
+    return MissingDependency(f"{module} is installed but does not load ({error})", hint=_install(extra))
 
 
 def _install(extra: str) -> str:

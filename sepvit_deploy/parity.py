@@ -1,14 +1,14 @@
 """Do two forms of a model agree, and if not, where first.
 
-Both get the same images. Outputs are judged by their worst difference, by SQNR and by decisions (top-1); a number that is
-not finite, on either side, fails. Where inner tensors have names on both sides, the first one out of tolerance is the
-address of the mistake.
+Both get the same images. Outputs are judged by their worst difference, by SQNR and by decisions (top-1); a number that
+is not finite, on either side, fails. Where inner tensors have names on both sides, the first one out of tolerance is
+the address of the mistake.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -199,7 +199,7 @@ def compare(
     )
 
 
-def random_batches(size: tuple[int, int], batches: tuple[int, ...] = (1, 2, 3), seed: int = 0) -> Iterable[Array]:
+def random_batches(size: tuple[int, int], batches: tuple[int, ...], seed: int = 0) -> Iterator[Array]:
     """Batches of standard normal numbers, like normalised pixels: (b, 3, H, W) float32 for each b of ``batches``."""
     import numpy as np
 

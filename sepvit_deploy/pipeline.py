@@ -1,4 +1,4 @@
-"""The order of the stages: weights -> reference -> rewrites -> ONNX -> simplify -> audit -> parity -> file and passport."""
+"""The order of the stages: weights -> reference -> rewrites -> ONNX -> simplify -> audit -> parity -> passport."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ class Exported:
     parity: Parity
 
 
-def reference_model(spec: ModelSpec, weights: Path | None, *, ema: bool = False, seed: int = 0) -> SepViT | SepViTBackbone:
+def reference_model(
+    spec: ModelSpec, weights: Path | None, *, ema: bool = False, seed: int = 0
+) -> SepViT | SepViTBackbone:
     """The model as the paper writes it, with the weights of a file or random ones.
 
     Raises:

@@ -31,7 +31,7 @@ def read_labels(path: Path) -> list[str]:
         InputError: unreadable, empty, or JSON of another form.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # editors on Windows begin with a mark
         if path.suffix.lower() != ".json":
             labels = [line.strip() for line in text.splitlines()]
             while labels and not labels[-1]:
@@ -40,7 +40,12 @@ def read_labels(path: Path) -> list[str]:
             document = json.loads(text)
             if isinstance(document, dict):
                 document = [document[str(k)] for k in range(len(document))]
-            labels = [str(entry[-1] if isinstance(entry, list) else entry) for entry in document]
+            if not isinstance(document, list):
+                raise TypeError(f"{type(document).__name__} at the top")
+            names = [entry[-1] if isinstance(entry, list) else entry for entry in document]
+            if unfit := [name for name in names if not isinstance(name, str | int)]:
+                raise TypeError(f"{unfit[0]!r} is no label")
+            labels = [str(name) for name in names]
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise InputError(
             f"{path} holds no labels ({type(error).__name__}: {error})",

@@ -45,7 +45,8 @@ def simplify(model: onnx.ModelProto, *, batches: tuple[int, ...] = (1, 3)) -> on
             f"onnx-simplifier wrote opset {graphs.opset(smaller)}", expected=f"opset {graphs.opset(model)}"
         )
     prove_same(model, smaller, batches)
-    return smaller
+    simplified: onnx.ModelProto = smaller
+    return simplified
 
 
 def prove_same(before: onnx.ModelProto, after: onnx.ModelProto, batches: tuple[int, ...]) -> None:
@@ -61,9 +62,12 @@ def prove_same(before: onnx.ModelProto, after: onnx.ModelProto, batches: tuple[i
     first = OnnxRuntimeRunner(before, name="before simplifying")
     second = OnnxRuntimeRunner(after, name="after simplifying")
     rng = np.random.default_rng()
-    fixed, _, *size = first.input_shape
+    fixed, *image = first.input_shape
+    known = [dim for dim in image if dim is not None]
+    if len(known) != len(image):
+        raise GraphError("the graph leaves the image size open", expected="a fixed channel count, height and width")
     for batch in batches if fixed is None else (fixed,):
-        images = rng.standard_normal((batch, 3, *size), dtype=np.float32)
+        images = rng.standard_normal((batch, *known), dtype=np.float32)
         expected, found = first.run(images), second.run(images)
         if expected.keys() != found.keys():
             raise ParityFailed(f"simplifying left the outputs {list(found)}", expected=str(list(expected)))
@@ -71,8 +75,11 @@ def prove_same(before: onnx.ModelProto, after: onnx.ModelProto, batches: tuple[i
             have = found[name]
             if not (np.isfinite(want).all() and np.isfinite(have).all()):
                 raise ParityFailed(f"{name} is not finite on random images of batch {batch}")
+            if have.shape != want.shape:
+                raise ParityFailed(f"simplifying made {name} {have.shape}", expected=f"{want.shape}")
             difference = float(np.abs(have - want).max() / max(1.0, float(np.abs(want).max())))
-            if have.shape != want.shape or difference > MAX_DIFFERENCE:
+            if difference > MAX_DIFFERENCE:
                 raise ParityFailed(
-                    f"simplifying moved {name} by {difference:.1e} at batch {batch}", expected=f"{MAX_DIFFERENCE:.0e} at most"
+                    f"simplifying moved {name} by {difference:.1e} at batch {batch}",
+                    expected=f"{MAX_DIFFERENCE:.0e} at most",
                 )

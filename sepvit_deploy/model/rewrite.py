@@ -19,6 +19,7 @@ d = 32 head width.
 from __future__ import annotations
 
 import copy
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -93,12 +94,14 @@ class WindowHeads:
         self.pixels = side * side
 
     def split(self, x: Tensor, m: int) -> Tensor:
+        """(B, Hp*Wp, m*d) -> (B, m*K, N, d)."""
         if self.windows == 1:
             return x.reshape(-1, self.pixels, m, HEAD_WIDTH).transpose(1, 2)
         x = x.reshape(-1, self.rows, self.side, self.columns, self.side, m, HEAD_WIDTH)
         return x.permute(0, 5, 1, 3, 2, 4, 6).reshape(-1, m * self.windows, self.pixels, HEAD_WIDTH)
 
     def merge(self, x: Tensor, m: int) -> Tensor:
+        """(B, m*K, N, d) in any rank -> (B, Hp*Wp, m*d)."""
         if self.windows == 1:
             return x.reshape(-1, m, self.pixels, HEAD_WIDTH).transpose(1, 2).reshape(-1, self.pixels, m * HEAD_WIDTH)
         x = x.reshape(-1, m, self.rows, self.columns, self.side, self.side, HEAD_WIDTH)
@@ -128,11 +131,11 @@ class DeployDWA(nn.Module):
         qkv = grid.split(self.qkv(u), 3 * h)
         if self.has_token:
             qkv = torch.cat((zero + self.token_qkv, qkv), dim=2)
-        q, k, v = qkv.split(h * grid.windows, dim=1)
+        q, k, v = qkv.chunk(3, dim=1)
         y = (q @ k.transpose(2, 3)).softmax(dim=-1) @ v  # (B, h*K, T, d)
         if not self.has_token:
             return grid.merge(y, h) + u
-        token, pixels = y.split((1, grid.pixels), dim=2)
+        token, pixels = torch.split(y, [1, grid.pixels], dim=2)
         token = token.reshape(-1, h, grid.windows, HEAD_WIDTH).transpose(1, 2)
         token = token.reshape(-1, grid.windows, h * HEAD_WIDTH) + self.token_normed
         return token, pixels + grid.split(u, h)
@@ -157,7 +160,7 @@ class DeployPWA(nn.Module):
             return pixels + pixels
         h, k = self.heads, self.windows
         qk = self.qk(F.gelu(self.norm(tokens))).reshape(-1, k, 2 * h, HEAD_WIDTH).transpose(1, 2)
-        query, key = qk.split(h, dim=1)
+        query, key = qk.chunk(2, dim=1)
         attention = (query @ key.transpose(2, 3)).softmax(dim=-1)  # (B, h, K, K)
         f = pixels.reshape(-1, h, k, pixels.shape[2] * HEAD_WIDTH)
         return attention @ f + f if self.identity is None else (attention + self.identity) @ f
@@ -247,7 +250,7 @@ class DeployStage(nn.Module):
         self.height, self.width = height, width
         self.channels = stage.embed.proj.out_channels
         self.embed = DeployEmbedding(stage.embed)
-        self.blocks = nn.ModuleList(DeployBlock(block, height, width) for block in stage.blocks)
+        self.blocks = nn.ModuleList(DeployBlock(cast(Block, block), height, width) for block in stage.blocks)
         self.peg = fold_peg_shortcut(stage.peg)
 
     def map(self, x: Tensor) -> Tensor:
@@ -279,7 +282,7 @@ class DeployedSepViT(nn.Module):
         self.variant = model.variant
         self.size = size
         self.stages = nn.ModuleList(
-            DeployStage(stage, *hw) for stage, hw in zip(model.stages, map_sizes(size), strict=True)
+            DeployStage(cast(Stage, stage), *hw) for stage, hw in zip(model.stages, map_sizes(size), strict=True)
         )
         if isinstance(model, SepViTBackbone):
             self.norms = copy.deepcopy(model.norms)
@@ -293,10 +296,11 @@ class DeployedSepViT(nn.Module):
         if self.task == "classify":
             for i, stage in enumerate(self.stages):
                 x = stage(x, zero, as_map=i < last)
-            return self.head(self.norm(x).mean(dim=1))
+            logits: Tensor = self.head(self.norm(x).mean(dim=1))
+            return logits
         maps = []
         for stage, norm in zip(self.stages, self.norms, strict=True):
-            x = stage.map(norm(stage(x, zero, as_map=False)))
+            x = cast(DeployStage, stage).map(norm(stage(x, zero, as_map=False)))
             maps.append(x)
         return tuple(maps)
 

@@ -94,7 +94,7 @@ class DWA(nn.Module):
 
 
 class PWA(nn.Module):
-    """Pointwise self-attention, between windows: their tokens (B, K, C) weigh their pixels (B, K, N, C) -> (B, K, N, C)."""
+    """Pointwise self-attention, between windows: tokens (B, K, C) and pixels (B, K, N, C) -> pixels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -261,7 +261,9 @@ class SepViTBackbone(nn.Module):
         return maps[0], maps[1], maps[2], maps[3]
 
 
-def build_model(variant: str, task: Task = "classify", *, num_classes: int = 1000, seed: int = 0) -> SepViT | SepViTBackbone:
+def build_model(
+    variant: str, task: Task = "classify", *, num_classes: int = 1000, seed: int = 0
+) -> SepViT | SepViTBackbone:
     """Build the reference model with random weights, in evaluation mode, float32, on the CPU.
 
     Random weights are drawn so that no part of the model is invisible in its outputs: linear layers and convolutions

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sepvit_deploy.model.taps import Tap
     from sepvit_deploy.runners.base import Array
 
+_FAILURES = ("Fail", "InvalidGraph", "InvalidArgument", "NotImplemented", "RuntimeException", "EPFail")
 PROVIDERS = {"cpu": "CPUExecutionProvider"}
 
 
@@ -59,9 +60,9 @@ class OnnxRuntimeRunner:
         wanted = PROVIDERS[provider]
         try:
             self._session = ort.InferenceSession(model.SerializeToString(), options, providers=[wanted])
-        except (native.Fail, native.InvalidGraph, native.InvalidArgument, native.NotImplemented, native.RuntimeException) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise GraphError(f"ONNX Runtime does not load {self.name} ({reason})", expected="a valid ONNX file") from error
+        except tuple(getattr(native, failure) for failure in _FAILURES) as error:
+            found = f"ONNX Runtime does not load {self.name} ({str(error).strip().splitlines()[0]})"
+            raise GraphError(found, expected="a valid ONNX file") from error
         if wanted not in self._session.get_providers():  # ONNX Runtime falls back without a word
             raise MissingDependency(f"ONNX Runtime did not load its {wanted}", hint="type: sepvit-deploy doctor")
         inputs = self._session.get_inputs()

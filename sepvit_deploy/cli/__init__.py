@@ -1,0 +1,48 @@
+"""The command line: `commands` parses and calls, `show` prints; here errors become one line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+from typer.exceptions import Abort, Exit, TyperException
+
+from sepvit_deploy.cli.commands import app
+from sepvit_deploy.errors import SepvitError
+
+INTERRUPTED = 130
+"""What a shell expects of a command that Ctrl-C ended."""
+
+
+def main() -> None:
+    """Run the command line and end the process with 0 done, 1 a check failed, 2 bad usage or input."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that temporary files vanish then, too
+    sys.exit(run())
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code; a user's mistake is one line on stderr, never a traceback."""
+    try:
+        code = app(arguments, standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except SepvitError as error:
+        return _fail(str(error), error.exit_code)
+    except TyperException as error:
+        return _fail(" ".join(error.format_message().split()).rstrip(".") + "; add --help to see what there is", 2)
+    except Exit as done:
+        return done.exit_code
+    except (KeyboardInterrupt, Abort):
+        return _fail("interrupted; nothing was left half-written", INTERRUPTED)
+    except MemoryError:
+        return _fail("out of memory; try a smaller batch, image size or variant", 2)
+    except BrokenPipeError:
+        # Whoever read stdout is gone; without this, Python complains again when it closes it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return code

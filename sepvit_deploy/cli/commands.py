@@ -1,0 +1,236 @@
+"""The commands: parse, call, and hand the result to `show`. What is heavy is imported inside each command."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sepvit_deploy.cli import show
+from sepvit_deploy.errors import OptionError
+from sepvit_deploy.variants import CLASSIFY_SIZE, Task
+
+MAX_BATCH = 4096
+
+app = typer.Typer(
+    name="sepvit-deploy",
+    help="SepViT from weights to a checked ONNX file, and on to the GPU.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
+OnnxArgument = Annotated[Path, typer.Argument(metavar="FILE.onnx", help="An ONNX file.", show_default=False)]
+EmaOption = Annotated[bool, typer.Option("--ema", help="Take the checkpoint's model_ema.")]
+
+
+@app.command()
+def variants(as_json: JsonOption = False) -> None:
+    """List the architectures: sizes, parameters, MACs, and what the paper reports of them."""
+    if as_json:
+        show.json_document({"variants": show.variant_rows()})
+    else:
+        show.variants()
+
+
+@app.command()
+def export(
+    variant: Annotated[str, typer.Option(help="lite, t, s or b.", show_default=False)],
+    weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Checkpoint: .safetensors, .pth or .pt; random without it.")
+    ] = None,
+    ema: EmaOption = False,
+    task: Annotated[Task, typer.Option(help="Logits, or four feature maps.")] = "classify",
+    image_size: Annotated[
+        str, typer.Option(metavar="N|HxW", help="Pixels; classification takes 224 only.")
+    ] = f"{CLASSIFY_SIZE}",
+    num_classes: Annotated[
+        int | None, typer.Option(help="Of the head; default: the checkpoint's, or 1000.", show_default=False)
+    ] = None,
+    batch: Annotated[str, typer.Option(metavar="dynamic|N", help="Images in a batch.")] = "dynamic",
+    opset: Annotated[int, typer.Option(help="ONNX opset, 17 to 21.")] = 20,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Default: ./sepvit_VARIANT.onnx, or ./sepvit_VARIANT_dense.onnx.", show_default=False
+        ),
+    ] = None,
+    no_simplify: Annotated[bool, typer.Option("--no-simplify", help="Leave the exporter's graph as it is.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Export to a small, audited ONNX file whose outputs were compared with the reference, and its passport."""
+    from sepvit_deploy import pipeline
+    from sepvit_deploy.spec import parse_image_size
+
+    suffix = "" if task == "classify" else "_dense"
+    if num_classes is not None and num_classes < 1:
+        raise OptionError(f"--num-classes {num_classes}", expected="1 or more")
+    with show.progress() as report:
+        done = pipeline.export(
+            variant,
+            output or Path(f"sepvit_{variant}{suffix}.onnx"),
+            weights=weights,
+            ema=ema,
+            task=task,
+            size=parse_image_size(image_size),
+            num_classes=num_classes,
+            batch=None if batch == "dynamic" else _batch(batch, "dynamic, or a number"),
+            opset=opset,
+            simplify=not no_simplify,
+            report=report,
+        )
+    if weights is None:
+        show.warn("no --weights: random weights (seed 0), good for measuring and testing; the answers mean nothing")
+    if as_json:
+        show.json_document({"path": str(done.path), "passport": asdict(done.passport)})
+    else:
+        show.exported(done)
+
+
+@app.command()
+def audit(file: OnnxArgument, as_json: JsonOption = False) -> None:
+    """Show what is in a graph and whether it is deployable; exit 1 if it is not."""
+    from sepvit_deploy.audit import audit as audit_graph
+    from sepvit_deploy.graph import load_graph
+
+    found = audit_graph(load_graph(file))
+    if as_json:
+        show.json_document({"file": str(file), "deployable": found.deployable, **asdict(found)})
+    else:
+        show.audit(str(file), found)
+    if not found.deployable:
+        raise typer.Exit(1)
+
+
+@app.command()
+def check(
+    file: OnnxArgument,
+    weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The checkpoint that the file was exported from.")
+    ] = None,
+    ema: EmaOption = False,
+    against: Annotated[
+        Path | None, typer.Option(metavar="FILE.onnx", help="Another ONNX file, instead of the reference in torch.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A folder of pictures; random images without it.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare a file with the model as the paper writes it, or with another file; exit 1 if they disagree."""
+    from sepvit_deploy import pipeline
+
+    with show.progress() as report:
+        compared = pipeline.check(file, weights=weights, ema=ema, against=against, images=images, report=report)
+    if as_json:
+        show.json_document(pipeline.parity_facts(compared))
+    else:
+        show.parity(compared)
+    compared.require_passed()
+
+
+@app.command()
+def predict(
+    file: OnnxArgument,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures.", show_default=False)],
+    top: Annotated[int, typer.Option(help="Classes to show for each.")] = 5,
+    labels: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Class names: one a line, or a JSON list.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Classify pictures."""
+    from sepvit_deploy import artifact
+    from sepvit_deploy.predict import predict as classify
+    from sepvit_deploy.predict import read_labels
+    from sepvit_deploy.runners.onnxruntime import OnnxRuntimeRunner
+    from sepvit_deploy.spec import ModelSpec, Preprocessing
+
+    names = read_labels(labels) if labels else None
+    with show.progress() as report:
+        report("loading")
+        runner = OnnxRuntimeRunner(file)
+        passport = artifact.read_passport(file)
+        if passport is None:
+            show.warn(f"{file} has no passport: taking ImageNet's preprocessing at {CLASSIFY_SIZE} pixels")
+            preprocessing = Preprocessing.for_task("classify", (CLASSIFY_SIZE, CLASSIFY_SIZE))
+        else:
+            preprocessing = ModelSpec.from_dict(passport.model).preprocessing
+        untrained = passport is not None and passport.weights is not None and passport.weights.is_random
+        if untrained:
+            show.warn("this file holds random weights: its answers mean nothing")
+        report("classifying")
+        found = classify(runner, preprocessing, images, top=top, labels=names)
+    if not as_json:
+        show.predictions(found)
+        return
+    rows = [
+        {
+            "image": prediction.image,
+            "classes": [{"class": k, "label": label, "probability": p} for k, label, p in prediction.classes],
+        }
+        for prediction in found
+    ]
+    show.json_document({"file": str(file), "meaningful": not untrained, "predictions": rows})
+
+
+@app.command()
+def bench(
+    engine: Annotated[
+        list[Path], typer.Option(metavar="FILE.onnx", help="Engine to time; may be repeated.", show_default=False)
+    ],
+    batch: Annotated[str, typer.Option(metavar="N,N,...", help="Batches.")] = "1,8",
+    threads: Annotated[
+        int | None, typer.Option(help="Of one operator; default: the runtime's choice.", show_default=False)
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="Least time spent on each point.")] = 3.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Time engines per batch, interleaved and warmed up (ONNX Runtime on the CPU)."""
+    from sepvit_deploy.bench import bench as measure
+    from sepvit_deploy.bench import conditions as measure_conditions
+    from sepvit_deploy.runners.onnxruntime import OnnxRuntimeRunner
+
+    batches = [_batch(part.strip(), "numbers, separated by commas") for part in batch.split(",")]
+    if threads is not None and not 1 <= threads <= 1024:
+        raise OptionError(f"--threads {threads}", expected="1 to 1024")
+    if not 0 <= seconds <= 3600:
+        raise OptionError(f"--seconds {seconds}", expected="0 to 3600")
+    names = [path.name for path in engine]
+    if len(set(names)) < len(names):
+        names = [str(path) for path in engine]
+    conditions = measure_conditions(threads)
+    with show.progress() as report:
+        report("loading")
+        runners = [OnnxRuntimeRunner(path, name=n, threads=threads) for path, n in zip(engine, names, strict=True)]
+        report("warming up")
+        points = measure(runners, sorted(set(batches)), seconds=seconds, progress=show.percent(report))
+    if as_json:
+        show.json_document({"conditions": conditions, "points": show.latency_rows(points)})
+    else:
+        show.latencies(points, conditions)
+
+
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """Show what this machine has, what is missing and how to get it."""
+    from sepvit_deploy.doctor import diagnose
+
+    with show.progress() as report:
+        report("trying what is installed")
+        found = diagnose()
+    if not as_json:
+        show.diagnosis(found)
+        return
+    document: dict[str, Any] = asdict(found)
+    for row, ability in zip(document["abilities"], found.abilities, strict=True):
+        row["ready"] = ability.ready
+    show.json_document(document)
+
+
+def _batch(text: str, expected: str) -> int:
+    if not (text.isascii() and text.isdigit()) or not 1 <= int(text[:9]) <= MAX_BATCH:
+        raise OptionError(f"--batch {text}", expected=f"{expected} from 1 to {MAX_BATCH}")
+    return int(text)

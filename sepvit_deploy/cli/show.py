@@ -1,0 +1,256 @@
+"""What the commands print: results on stdout, progress and warnings on stderr, no colour where it is no terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from sepvit_deploy.variants import PAPER, VARIANTS, count_macs, count_parameters
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from sepvit_deploy.audit import Audit
+    from sepvit_deploy.bench import Point
+    from sepvit_deploy.doctor import Diagnosis
+    from sepvit_deploy.parity import Parity
+    from sepvit_deploy.pipeline import Exported
+    from sepvit_deploy.predict import Prediction
+
+WIDTH = 110
+"""Columns of a table that no terminal shows."""
+MOST_FINDINGS = 20
+MOST_TENSORS = 16
+
+
+def warn(message: str) -> None:
+    """One line on stderr."""
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def json_document(document: object) -> None:
+    """One JSON object on stdout."""
+    print(json.dumps(document, indent=2, allow_nan=False))
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Callable[[str], None]]:
+    """Show the step under way: a spinner on a terminal, a line each elsewhere."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda step: print(f"{step} ...", file=sys.stderr, flush=True)
+        return
+    with console.status("starting ...") as status:
+        yield lambda step: status.update(f"{step} ...")
+
+
+def percent(report: Callable[[str], None]) -> Callable[[float], None]:
+    """Report a share at each new tenth."""
+    shown = 0
+
+    def show(share: float) -> None:
+        nonlocal shown
+        tenth = int(share * 10)
+        if tenth > shown:
+            shown = tenth
+            report(f"measuring, {tenth * 10} %")
+
+    return show
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    if sys.stdout.isatty():
+        return Console(markup=False, highlight=False)
+    return Console(markup=False, highlight=False, width=WIDTH, color_system=None)
+
+
+def _say(text: str) -> None:
+    _console().print(text, soft_wrap=True)
+
+
+def _table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
+    """A table whose ``right`` columns hold numbers, never broken; text folds into lines rather than being cut."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        number = column in right
+        table.add_column(column, justify="right" if number else "left", no_wrap=number, overflow="fold")
+    return table
+
+
+def _giga(macs: int | None) -> str:
+    return "unknown" if macs is None else f"{macs / 1e9:.3f} G"
+
+
+def variants() -> None:
+    """The architectures."""
+    numbers = ("parameters", "MACs (224)", "top-1 %", "img/s", "ms")
+    table = _table("SepViT", "variant", "channels", "blocks", *numbers, right=numbers)
+    for variant in VARIANTS.values():
+        paper = variant.published
+        table.add_row(
+            variant.name,
+            " ".join(map(str, variant.channels)),
+            " ".join(map(str, variant.depths)),
+            f"{count_parameters(variant):,}",
+            _giga(count_macs(variant)),
+            f"{paper.top1:.1f}",
+            str(paper.images_per_s or "-"),
+            str(paper.latency_ms or "-"),
+        )
+    _console().print(table)
+    _say(
+        f"Parameters and MACs are counted; the rest is the paper's ({PAPER}): ImageNet-1K top-1, throughput on a V100\n"
+        "(FP32, batch 192), latency on a T4 (TensorRT, batch 8). No trained weights are public."
+    )
+
+
+def exported(done: Exported) -> None:
+    """What export made and proved."""
+    audited, compared = done.audit, done.parity
+    worst = min((t for t in compared.tensors if t.name in compared.outputs), key=lambda tensor: tensor.sqnr_db)
+    _say(
+        f"{done.path}: {done.passport.bytes / 1e6:.1f} MB, {audited.nodes} nodes, opset {audited.opset}, "
+        f"{_giga(audited.macs)} MACs an image\n"
+        f"parity with the reference on {compared.images} {compared.source}: largest difference "
+        f"{worst.max_difference:.1e}, SQNR {worst.sqnr_db:.0f} dB{_agreement(compared)}\n"
+        f"passport: {done.path}.json"
+    )
+
+
+def _agreement(compared: Parity) -> str:
+    return "" if compared.top1_agreement is None else f", top-1 agrees on {compared.top1_agreement:.1%}"
+
+
+def audit(name: str, found: Audit) -> None:
+    """A graph's contents and findings."""
+    table = _table(name, "operator", "nodes", right=("nodes",))
+    for operator, count in found.operators.items():
+        table.add_row(operator, str(count))
+    table.add_section()
+    table.add_row("all", str(found.nodes))
+    _console().print(table)
+    shapes = [f"{name} {' x '.join(map(str, dims))}" for name, dims in (*found.inputs.items(), *found.outputs.items())]
+    _say(
+        f"opset {found.opset}; {found.parameters:,} parameters, {_giga(found.macs)} MACs an image, "
+        f"{found.bytes / 1e6:.1f} MB; {', '.join(shapes)}"
+    )
+    if found.deployable:
+        _say("deployable: no rule is broken")
+        return
+    rules = _table(f"not deployable: {len(found.findings)} findings", "node", "reason")
+    for finding in found.findings[:MOST_FINDINGS]:
+        rules.add_row(finding.node, finding.reason)
+    _console().print(rules)
+    if len(found.findings) > MOST_FINDINGS:
+        _say(f"and {len(found.findings) - MOST_FINDINGS} more: add --json to see them all")
+
+
+def parity(compared: Parity) -> None:
+    """A comparison: the outputs, and the inner tensors out of tolerance."""
+    numbers = ("max |difference|", "relative", "SQNR dB", "cosine")
+    table = _table(f"{compared.candidate} against {compared.reference}", "tensor", *numbers, "verdict", right=numbers)
+    inner = [t for t in compared.tensors if t.name not in compared.outputs]
+    out = [t for t in inner if not t.within(compared.tolerance)]
+    for tensor in (*out[:MOST_TENSORS], *(t for t in compared.tensors if t.name in compared.outputs)):
+        values = (f"{tensor.max_difference:.2e}", f"{tensor.relative:.2e}", f"{tensor.sqnr_db:.1f}")
+        verdict = "ok" if tensor.within(compared.tolerance) else "out of tolerance"
+        table.add_row(tensor.name, *values, f"{tensor.cosine:.9f}", verdict if tensor.finite else "not finite")
+    _console().print(table)
+    first = f"; first out of tolerance: {compared.first_out}" if compared.first_out else ""
+    _say(
+        f"{'passed' if compared.passed else 'FAILED'} on {compared.images} images ({compared.source}), "
+        f"{len(inner)} inner tensors compared{_agreement(compared)}{first}"
+    )
+
+
+def predictions(found: Sequence[Prediction]) -> None:
+    """The best classes of each picture."""
+    for prediction in found:
+        table = _table(prediction.image, "class", "label", "probability", right=("class", "probability"))
+        for k, label, probability in prediction.classes:
+            table.add_row(str(k), label or "", f"{probability:.2%}")
+        _console().print(table)
+
+
+def latencies(points: Sequence[Point], conditions: dict[str, object]) -> None:
+    """Latency per engine and batch, with its conditions."""
+    numbers = ("batch", "p50 ms", "p90 ms", "p99 ms", "min ms", "spread", "images/s", "samples")
+    table = _table("latency per batch", "engine", *numbers, "warm-up", right=numbers)
+    for point in points:
+        times = (point.p50_ms, point.quantile_ms(0.9), point.quantile_ms(0.99), min(point.samples_ms))
+        table.add_row(
+            point.engine,
+            str(point.batch),
+            *(f"{ms:.1f}" for ms in times),
+            f"{point.spread:.0%}",
+            f"{point.images_per_s:.1f}",
+            str(len(point.samples_ms)),
+            "settled" if point.settled else "never settled",
+        )
+    _console().print(table)
+    _say("; ".join(f"{key}: {value}" for key, value in conditions.items()))
+
+
+def latency_rows(points: Sequence[Point]) -> list[dict[str, object]]:
+    """The same as plain JSON, raw samples included."""
+    return [
+        {
+            "engine": point.engine,
+            "batch": point.batch,
+            "p50_ms": point.p50_ms,
+            "p90_ms": point.quantile_ms(0.9),
+            "p99_ms": point.quantile_ms(0.99),
+            "min_ms": min(point.samples_ms),
+            "spread": point.spread,
+            "images_per_s": point.images_per_s,
+            "settled": point.settled,
+            "samples_ms": point.samples_ms,
+        }
+        for point in points
+    ]
+
+
+def variant_rows() -> list[dict[str, object]]:
+    """The architectures as plain JSON."""
+    return [
+        {
+            "name": variant.name,
+            "channels": variant.channels,
+            "heads": variant.heads,
+            "depths": variant.depths,
+            "window_sides": variant.sides,
+            "parameters": count_parameters(variant),
+            "macs_224": count_macs(variant),
+            "published": {"source": PAPER, **asdict(variant.published)},
+        }
+        for variant in VARIANTS.values()
+    ]
+
+
+def diagnosis(found: Diagnosis) -> None:
+    """The machine, what it can do, and what to type for the rest."""
+    memory = f", {found.memory_gb} GB of memory" if found.memory_gb else ""
+    _say(f"Python {found.python} on {found.platform}; {found.cores} cores{memory}")
+    _say("GPU: " + ("; ".join(found.gpus) or "none that a driver reports"))
+    table = _table("abilities", "to", "ready", "found", "missing or broken")
+    for ability in found.abilities:
+        versions = "\n".join(f"{name} {version}" for name, version in ability.packages.items())
+        trouble = [*ability.missing, *(f"{module}: {reason}" for module, reason in ability.broken.items())]
+        table.add_row(ability.name, "yes" if ability.ready else "no", versions, "\n".join(trouble))
+    _console().print(table)
+    for ability in found.abilities:
+        if ability.hint:
+            _say(f"{ability.name}: type  {ability.hint}")
+    for warning in found.warnings:
+        warn(warning)
