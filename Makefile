@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 EXTRAS := torch,cpu,rtx,dev
+WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo lint test gpu clean
@@ -25,6 +26,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 demo: venv ## export SepViT-T, check it, time it, and run it on the example pictures
+	@mkdir -p demo
 	$(BIN)/sepvit-deploy export --variant t --output demo/sepvit_t.onnx
 	$(BIN)/sepvit-deploy check demo/sepvit_t.onnx
 	$(BIN)/sepvit-deploy bench --engine demo/sepvit_t.onnx --batch 1,8
@@ -40,7 +42,7 @@ lint: venv ## ruff and mypy
 	$(BIN)/mypy
 
 test: venv lint ## lint, then every test that needs no GPU
-	$(BIN)/python -m pytest tests/unit tests/cpu tests/repo
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests/unit tests/cpu tests/repo
 
 gpu: venv ## the tests that need a GPU; fails where there is none
 	$(BIN)/python -m pytest tests/gpu --require-gpu

@@ -18,7 +18,20 @@ from sepvit_deploy.artifact import Passport, read_passport
 from sepvit_deploy.audit import Audit, audit
 from sepvit_deploy.bench import Point, bench
 from sepvit_deploy.doctor import Diagnosis, diagnose
-from sepvit_deploy.errors import SepvitError
+from sepvit_deploy.errors import (
+    AuditFailed,
+    CheckFailed,
+    CheckpointError,
+    GraphError,
+    ImageError,
+    InputError,
+    MissingDependency,
+    OptionError,
+    OutputError,
+    ParityFailed,
+    PassportError,
+    SepvitError,
+)
 from sepvit_deploy.export import onnx_from_torch
 from sepvit_deploy.graph import load_graph
 from sepvit_deploy.images import load_batch, load_image, preprocess
@@ -48,12 +61,23 @@ _HEAVY = {
 __all__ = [
     "VARIANTS",
     "Audit",
+    "AuditFailed",
+    "CheckFailed",
+    "CheckpointError",
     "Diagnosis",
     "Exported",
+    "GraphError",
+    "ImageError",
+    "InputError",
+    "MissingDependency",
     "ModelSpec",
     "OnnxRuntimeRunner",
+    "OptionError",
+    "OutputError",
     "Parity",
+    "ParityFailed",
     "Passport",
+    "PassportError",
     "Point",
     "Prediction",
     "Preprocessing",

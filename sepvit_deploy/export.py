@@ -31,6 +31,8 @@ OPSETS = (17, 18, 19, 20, 21)
 DEFAULT_OPSET = 20
 """The first opset with Gelu as one node."""
 _LOWEST_EXPORTED = 18
+_SINCE_18 = frozenset({"num_outputs", "noop_with_empty_axes"})
+"""Attributes that opset 18 gave to Split and ReduceMean."""
 _IR_VERSION = {17: 8, 18: 8, 19: 9, 20: 9, 21: 10}
 """The IR version that came with the ONNX release of each opset (onnx/docs/Versioning.md)."""
 
@@ -173,15 +175,12 @@ def _lower_to_17(model: onnx.ModelProto) -> None:
 
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
-        if node.op_type == "Split":
-            kept = [attribute for attribute in node.attribute if attribute.name != "num_outputs"]
-            del node.attribute[:]
-            node.attribute.extend(kept)
-        elif node.op_type == "ReduceMean" and len(node.input) == 2:
-            axes = numpy_helper.to_array(constants[node.input[1]]).tolist()
+        kept = [attribute for attribute in node.attribute if attribute.name not in _SINCE_18]
+        if node.op_type == "ReduceMean" and len(node.input) == 2:
+            kept.append(helper.make_attribute("axes", numpy_helper.to_array(constants[node.input[1]]).tolist()))
             del node.input[1:]
-            node.attribute.append(helper.make_attribute("axes", axes))
-            node.attribute[:] = [a for a in node.attribute if a.name != "noop_with_empty_axes"]
+        del node.attribute[:]
+        node.attribute.extend(kept)
     used = {name for node in model.graph.node for name in node.input}
     unused = [tensor for tensor in model.graph.initializer if tensor.name not in used]
     for tensor in unused:

@@ -91,7 +91,7 @@ def predict(
             raise InputError(f"--labels has {len(labels)} labels", expected=f"{len(logits)}, one for each class")
         scores = np.exp(logits - logits.max())
         scores /= scores.sum()
-        best = np.argsort(-scores, kind="stable")[:top]
+        best = np.argsort(-logits, kind="stable")[:top]
         classes = tuple((int(k), None if labels is None else labels[k], float(scores[k])) for k in best)
         predictions.append(Prediction(str(path), classes))
     return predictions

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+CACHE = "SEPVIT_DEPLOY_TEST_CACHE"
+"""Names the folder of what is slow to make, shared by every test and worker of a run."""
 GPU_TIER = Path(__file__).parent / "gpu"
 
 
@@ -32,6 +37,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # the workers of pytest-xdist inherit both
+        os.environ[CACHE] = tempfile.mkdtemp(prefix="sepvit-deploy-tests-")
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     if not config.getoption("--require-gpu"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a CPU test must not depend on what is in the machine
     elif not cuda_devices():
@@ -47,23 +55,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         raise pytest.UsageError("--require-gpu runs tests/gpu alone: the other tiers hide the GPU")
 
 
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder for what is slow to make and may be shared by every test of the run."""
-    return tmp_path_factory.mktemp("cache")
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput") and (folder := os.environ.pop(CACHE, None)):
+        shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="session")
-def exported(cache: Path) -> Callable[..., Path]:
-    """``exported("--variant", "t", ...)`` is what `sepvit-deploy export` writes with these options, made once."""
+def exported() -> Callable[..., Path]:
+    """``exported("--variant", "t", ...)`` is what `sepvit-deploy export` writes with these options, made once a run."""
 
     def export(*options: str) -> Path:
-        path = cache / ("_".join(option.lstrip("-") for option in options) + ".onnx")
-        if not path.exists():
-            script = "import sys; from sepvit_deploy.cli import main; sys.exit(main())"
-            command = [sys.executable, "-c", script, "export", *options, "--output", str(path)]
-            child = subprocess.run(command, capture_output=True, text=True, check=False)
-            assert child.returncode == 0, child.stdout + child.stderr
+        path = Path(os.environ[CACHE]) / ("_".join(option.lstrip("-") for option in options) + ".onnx")
+        with path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # another worker may be making it
+            if not path.exists():
+                script = "import sys; from sepvit_deploy.cli import main; sys.exit(main())"
+                command = [sys.executable, "-c", script, "export", *options, "--output", str(path)]
+                child = subprocess.run(command, capture_output=True, text=True, check=False)
+                assert child.returncode == 0, child.stdout + child.stderr
         return path
 
     return export

@@ -21,7 +21,7 @@ CLASSIFY = {
     "t": ("--variant", "t"),
     "s": ("--variant", "s"),
     "b": ("--variant", "b"),
-    **{f"t-opset{opset}": ("--variant", "t", "--opset", str(opset)) for opset in (17, 18, 19, 21)},
+    **{f"lite-opset{opset}": ("--variant", "lite", "--opset", str(opset)) for opset in (17, 18, 19, 21)},
 }
 
 
@@ -42,7 +42,7 @@ def test_a_classifier_builds_for_any_batch(name: str, exported: Callable[..., Pa
 
 
 def test_a_classifier_builds_for_one_batch(exported: Callable[..., Path]) -> None:
-    report = rtx.parse_and_build(exported("--variant", "t", "--batch", "2"))
+    report = rtx.parse_and_build(exported("--variant", "lite", "--batch", "2"))
     assert report.inputs == {"images": [2, 3, 224, 224]}
     assert report.outputs == {"logits": [2, 1000]}
     assert report.matmuls.keys() == {"FLOAT"}

@@ -20,8 +20,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sepvit_deploy import artifact
-from sepvit_deploy.artifact import Parent, Passport, passport_path, read_passport, require_writable, sha256
-from sepvit_deploy.artifact import write_with_passport, written
+from sepvit_deploy.artifact import (
+    Parent,
+    Passport,
+    passport_path,
+    read_passport,
+    require_writable,
+    sha256,
+    write_with_passport,
+    written,
+)
 from sepvit_deploy.errors import OutputError, PassportError
 
 PASSPORT = Passport(
@@ -167,7 +175,11 @@ def test_a_pair_is_written_and_read_back(tmp_path: Path) -> None:
 
 
 PLAIN = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )

@@ -102,7 +102,10 @@ def test_a_missing_dependency_of_the_module(package: Any, absent: str) -> None:
 @pytest.mark.parametrize(
     ("raised", "shown"),
     [
-        ("ImportError('libcudart.so.13: cannot open\\nshared object file')", "libcudart.so.13: cannot open shared object file"),
+        (
+            "ImportError('libcudart.so.13: cannot open\\nshared object file')",
+            "libcudart.so.13: cannot open shared object file",
+        ),
         ("OSError('libnvinfer.so.10: cannot open')", "libnvinfer.so.10: cannot open"),
         ("ModuleNotFoundError('install the wheel of your CUDA')", "install the wheel of your CUDA"),
     ],
