@@ -148,7 +148,9 @@ def test_external_data_at_an_offset(tmp_path: Path) -> None:
     assert np.array_equal(numpy_helper.to_array(load_graph(path).graph.initializer[0]), WEIGHTS)
 
 
-@pytest.mark.parametrize("location", ["../secret", "sub/../../secret", "{parent}/secret", "link", "linked/secret", "inner"])
+@pytest.mark.parametrize(
+    "location", ["../secret", "sub/../../secret", "{parent}/secret", "link", "linked/secret", "inner"]
+)
 def test_external_data_elsewhere_is_refused(tmp_path: Path, location: str) -> None:
     (tmp_path / "secret").write_bytes(WEIGHTS.tobytes())
     folder = tmp_path / "folder"

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sepvit_deploy.errors import InputError, ParityFailed
@@ -50,6 +50,7 @@ def arrays(seed: int, scale: float, noise: float) -> tuple[np.ndarray, np.ndarra
     return want, (want + noise * rng.standard_normal((3, 7))).astype(np.float32)
 
 
+@settings(deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     scale=st.floats(1e-6, 1e6),

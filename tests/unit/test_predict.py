@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -58,6 +58,7 @@ def test_labels_are_those_of_the_index(picture: Path) -> None:
     assert prediction.classes[0][:2] == (1, "b")
 
 
+@settings(deadline=None)
 @given(logits=st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=20), top=st.integers(1, 30))
 def test_probabilities_of_any_finite_logits(
     tmp_path_factory: pytest.TempPathFactory, logits: list[float], top: int
