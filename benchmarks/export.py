@@ -200,7 +200,8 @@ def markdown(document: dict) -> str:
             "| command | time | peak memory |",
             "|---|---:|---:|",
             f"| `sepvit-deploy --help` | {spent['help_s']:.2f} s | |",
-            f"| `sepvit-deploy export --variant t` | {spent['export_t_s']:.1f} s | {spent['export_t_peak_gib']:.2f} GiB |",
+            f"| `sepvit-deploy export --variant t` | {spent['export_t_s']:.1f} s | "
+            f"{spent['export_t_peak_gib']:.2f} GiB |",
         ]
     return "\n".join(lines) + "\n"
 
