@@ -5,9 +5,9 @@
 Every graph holds the same weights. Latencies are of ONNX Runtime on the CPU, the graphs taking turns in one run; the
 ratio is the median over rounds of (graph / graph as the paper writes the model), with a bootstrap 95 % interval. The
 share of the limit is the graph's own floating-point operations over its time, over the rate of this machine's own
-matrix products of 1024 and 2048 rows in the same run, runtime and threads; smaller ones, which fit the caches as no layer
-of the model does, are recorded too. The time by operator comes from ONNX Runtime's own profile, in runs of their own: no
-rewrite makes products, convolutions, GELU and softmax fewer, so their share of the first graph bounds the ratio.
+matrix products of 1024 and 2048 rows in the same run, runtime and threads; smaller ones, which fit the caches as no
+layer of the model does, are recorded too. The time by operator is ONNX Runtime's own profile, in runs of their own: no
+rewrite takes products, convolutions, GELU and softmax away, so their share of the first graph bounds the ratio.
 Prints Markdown and writes results/<machine>/export.json and export.md.
 """
 
@@ -213,7 +213,7 @@ def markdown(document: dict) -> str:
     where, measured = document["conditions"], document["latency"]
     lines = [
         f"SepViT-T, ONNX Runtime {where['tools']['onnxruntime']} on {where['device']}, {where['threads']} thread(s), "
-        f"batch {measured['batch']}, {measured['rounds']} interleaved rounds; limit: matrix products of 1024 and 2048 rows, "
+        f"batch {measured['batch']}, {measured['rounds']} interleaved rounds; limit: products of 1024 and 2048 rows, "
         f"{measured['limit_gflops']:.0f} GFLOP/s. Made by `python benchmarks/export.py`.",
         "",
         "| graph | nodes | Transpose | Reshape | Gemm | ratio | 95 % interval | of the limit |",
@@ -231,8 +231,8 @@ def markdown(document: dict) -> str:
     )
     lines += [
         "",
-        f"Products, convolutions, GELU and softmax take {1 - before:.0%} of the first graph's time, so no rewrite brings "
-        f"the ratio below that on this machine; the rest takes {before:.0%} of the first graph and {after:.0%} of ours.",
+        f"Products, convolutions, GELU and softmax take {1 - before:.0%} of the first graph's time, so no rewrite "
+        f"brings the ratio below that on this machine; the rest takes {before:.0%} of it, and {after:.0%} of ours.",
     ]
     if "cost" in document:
         spent = document["cost"]

@@ -130,7 +130,9 @@ def test_a_mistake_in_usage_is_one_line(arguments: list[str], words: list[str]) 
     assert done.out == ""
 
 
-@pytest.mark.parametrize("batch", ["0", "-1", "1.5", "abc", "", "1,,8", ",", "1000000000", "1;8", "\u0661", "1" * 5000])
+@pytest.mark.parametrize(
+    "batch", ["0", "-1", "1.5", "abc", "", "1,,8", ",", "1000000000", "1;8", "\u0661", "1" * 5000, "000000001000000"]
+)
 @pytest.mark.parametrize("command", ["export", "bench"])
 def test_a_bad_batch_is_one_line(command: str, batch: str, foreign: Path) -> None:
     options = ("--variant", "lite") if command == "export" else ("--engine", foreign)
