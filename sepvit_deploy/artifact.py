@@ -210,6 +210,8 @@ def read_passport(path: Path) -> Passport | None:
     """
     location = passport_path(path)
     try:
+        if os.path.exists(location) and not os.path.isfile(location):
+            raise ValueError("it is no regular file")
         document = json.loads(location.read_text(encoding="utf-8"))
         if not isinstance(document, dict) or "schema" not in document:
             raise ValueError("it has no schema")
@@ -240,4 +242,8 @@ def _passport(document: dict[str, Any]) -> Passport:
     for name, kind in (("parents", list), ("model", dict), ("facts", dict), ("sha256", str)):
         if not isinstance(document[name], kind):
             raise TypeError(f"{name} is {document[name]!r}")
+    for parent in document["parents"]:
+        seed = parent.get("seed") if isinstance(parent, dict) else None
+        if seed is not None and (type(seed) is not int or not 0 <= seed < 2**63):
+            raise ValueError(f"seed is {seed!r}")
     return Passport(**{**document, "parents": tuple(Parent(**parent) for parent in document["parents"])})

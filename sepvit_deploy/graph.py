@@ -5,6 +5,7 @@ Nothing here knows SepViT. A graph is an `onnx.ModelProto`; "static" dimensions 
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,13 +68,14 @@ def _load_external_data(model: onnx.ModelProto, path: Path) -> None:
     }
     places = {name: folder / name for name in names}
     for name, place in places.items():
-        if Path(name).is_absolute() or place.is_symlink() or not place.resolve().is_relative_to(folder):
+        real = os.path.realpath(place) if "\0" not in name else ""
+        if Path(name).is_absolute() or os.path.islink(place) or not Path(real).is_relative_to(folder):
             raise GraphError(
                 f"{path} keeps weights in {name!r}",
                 expected="external data inside the ONNX file's own folder",
                 hint="do not open this file",
             )
-    missing = sorted(name for name, place in places.items() if not place.is_file())
+    missing = sorted(name for name, place in places.items() if not os.path.isfile(place))
     if missing:
         raise GraphError(f"{path} lacks its external data ({', '.join(missing)})")
     if path.stat().st_size + sum(place.stat().st_size for place in places.values()) > MAX_BYTES:

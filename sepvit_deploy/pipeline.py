@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from sepvit_deploy import artifact, parity
 from sepvit_deploy.artifact import Parent, Passport
 from sepvit_deploy.audit import Audit
 from sepvit_deploy.audit import audit as audit_graph
-from sepvit_deploy.errors import CheckpointError, GraphError, OptionError
+from sepvit_deploy.errors import CheckpointError, GraphError, OptionError, PassportError
 from sepvit_deploy.export import DEFAULT_OPSET, onnx_from_torch, require_options
 from sepvit_deploy.graph import load_graph
 from sepvit_deploy.images import image_files, load_batch
@@ -94,9 +95,11 @@ def export(
     require_options(opset, batch)
     spec = ModelSpec(variant, task, size, num_classes or 1000)
     artifact.require_writable(output)
+    if weights is not None and os.path.realpath(output) == os.path.realpath(weights):
+        raise OptionError(f"--output {output} is the checkpoint itself", expected="another file to write")
     if ema and weights is None:
         raise OptionError("--ema without --weights", hint="name the checkpoint with --weights FILE")
-    if weights is not None and not weights.is_file():
+    if weights is not None and not os.path.isfile(weights):
         raise CheckpointError(f"--weights {weights} is no file", expected="a .safetensors, .pth or .pt checkpoint")
     for module, extra in (("onnxsim", "torch"), ("onnxruntime", "cpu"), ("torch", "torch")):
         require(module, extra=extra)
@@ -174,8 +177,9 @@ def check(
 
     graph = load_graph(path)
     passport = artifact.read_passport(path)
-    spec = ModelSpec.from_dict(passport.model) if passport else None
+    spec = spec_of(path, passport)
     if against is not None:
+        artifact.read_passport(against)
         candidate: Runner = OnnxRuntimeRunner(graph, name=path.name)
         reference: Runner = OnnxRuntimeRunner(against)
         outputs = tuple(value.name for value in load_graph(against).graph.output)
@@ -199,6 +203,19 @@ def check(
     batches, source = _batches(candidate, spec, images)
     report("comparing")
     return _compare_with_reference(model, spec, candidate, batches, source)
+
+
+def spec_of(path: Path, passport: Passport | None) -> ModelSpec | None:
+    """The model that the passport of ``path`` names; None without a passport.
+
+    Raises:
+        PassportError: it names none that there is.
+    """
+    try:
+        return ModelSpec.from_dict(passport.model) if passport else None
+    except OptionError as error:
+        location = artifact.passport_path(path)
+        raise PassportError(f"{location} is of no model: {error}", hint="export again, or remove it") from error
 
 
 def _onnx_runner(graph: Any, spec: ModelSpec, name: str) -> Runner:
@@ -227,6 +244,8 @@ def _batches(runner: Runner, spec: ModelSpec | None, folder: Path | None) -> tup
     """Batches that ``runner`` takes, and what they are: pictures of a folder, or random images."""
     import numpy as np
 
+    if spec is not None and (None, 3, *spec.size) != (None, *runner.input_shape[1:]):
+        raise GraphError(f"{runner.name} takes {runner.input_shape}", expected=f"{spec.size}, as its passport says")
     fixed, _, height, width = runner.input_shape
     if height is None or width is None:
         raise GraphError(f"{runner.name} has no fixed image size", expected="a file as export writes it")

@@ -46,7 +46,7 @@ def read_labels(path: Path) -> list[str]:
             if unfit := [name for name in names if not isinstance(name, str | int)]:
                 raise TypeError(f"{unfit[0]!r} is no label")
             labels = [str(name) for name in names]
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise InputError(
             f"{path} holds no labels ({type(error).__name__}: {error})",
             expected="a text file with one label a line, or a JSON list of them",
@@ -80,10 +80,13 @@ def predict(
     batch = runner.input_shape[0] or 1
     predictions = []
     for path in images:
-        pixels = preprocess(load_image(path), preprocessing)
+        pixels = preprocess(load_image(path), preprocessing, name=path)
         outputs = runner.run(np.repeat(pixels[None], batch, axis=0))
         if "logits" not in outputs:
             raise InputError(f"{runner.name} gives {', '.join(outputs)}", expected="a classification file with logits")
+        if outputs["logits"].ndim != 2 or not outputs["logits"].size:
+            shape = " x ".join(map(str, outputs["logits"].shape)) or "one number"
+            raise InputError(f"{runner.name} gives logits of shape {shape}", expected="B x classes")
         logits = outputs["logits"][0].astype(np.float64)
         if not np.isfinite(logits).all():
             raise InputError(f"{runner.name} gave logits for {path} that are not finite", hint="check the file first")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import signal
 import sys
 
 from typer.exceptions import Abort, Exit, TyperException
 
+from sepvit_deploy.cli import show
 from sepvit_deploy.cli.commands import app
 from sepvit_deploy.errors import SepvitError
 
@@ -17,6 +20,9 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Run the command line and end the process with 0 done, 1 a check failed, 2 bad usage or input."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that temporary files vanish then, too
     sys.exit(run())
 
@@ -25,12 +31,17 @@ def run(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code; a user's mistake is one line on stderr, never a traceback."""
     try:
         code = app(arguments, standalone_mode=False)
-        sys.stdout.flush()
+        if code == INTERRUPTED:  # typer's answer to KeyboardInterrupt
+            raise KeyboardInterrupt
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except SepvitError as error:
         return _fail(str(error), error.exit_code)
     except TyperException as error:
-        return _fail(" ".join(error.format_message().split()).rstrip(".") + "; add --help to see what there is", 2)
+        if not (message := " ".join(error.format_message().split()).rstrip(".")):
+            return 2  # without arguments: the help was shown
+        return _fail(f"{message}; add --help to see what there is", 2)
     except Exit as done:
         return done.exit_code
     except (KeyboardInterrupt, Abort):
@@ -38,11 +49,21 @@ def run(arguments: list[str] | None = None) -> int:
     except MemoryError:
         return _fail("out of memory; try a smaller batch, image size or variant", 2)
     except BrokenPipeError:
-        # Whoever read stdout is gone; without this, Python complains again when it closes it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()  # whoever read it is gone
         return 1
+    except OSError as error:
+        if error.filename is not None or error.errno != errno.ENOSPC:
+            raise
+        _drop_stdout()
+        return _fail(f"stdout cannot be written ({error.strerror})", 2)
+
+
+def _drop_stdout() -> None:
+    """Without this, Python complains again when it closes stdout."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    if sys.stderr is not None:
+        print(f"error: {show.as_text(message)}", file=sys.stderr)
     return code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from sepvit_deploy.cli import show
-from sepvit_deploy.errors import OptionError
+from sepvit_deploy.errors import OptionError, ParityFailed
 from sepvit_deploy.variants import CLASSIFY_SIZE, Task
 
 MAX_BATCH = 4096
@@ -122,8 +123,13 @@ def check(
     """Compare a file with the model as the paper writes it, or with another file; exit 1 if they disagree."""
     from sepvit_deploy import pipeline
 
-    with show.progress() as report:
-        compared = pipeline.check(file, weights=weights, ema=ema, against=against, images=images, report=report)
+    try:
+        with show.progress() as report:
+            compared = pipeline.check(file, weights=weights, ema=ema, against=against, images=images, report=report)
+    except ParityFailed as error:  # outputs that cannot be compared at all
+        if as_json:
+            show.json_document({"passed": False, "reason": str(error)})
+        raise
     if as_json:
         show.json_document(pipeline.parity_facts(compared))
     else:
@@ -142,22 +148,23 @@ def predict(
     as_json: JsonOption = False,
 ) -> None:
     """Classify pictures."""
-    from sepvit_deploy import artifact
+    from sepvit_deploy import artifact, pipeline
     from sepvit_deploy.predict import predict as classify
     from sepvit_deploy.predict import read_labels
     from sepvit_deploy.runners.onnxruntime import OnnxRuntimeRunner
-    from sepvit_deploy.spec import ModelSpec, Preprocessing
+    from sepvit_deploy.spec import Preprocessing
 
     names = read_labels(labels) if labels else None
     with show.progress() as report:
         report("loading")
         runner = OnnxRuntimeRunner(file)
         passport = artifact.read_passport(file)
-        if passport is None:
+        spec = pipeline.spec_of(file, passport)
+        if spec is None:
             show.warn(f"{file} has no passport: taking ImageNet's preprocessing at {CLASSIFY_SIZE} pixels")
             preprocessing = Preprocessing.for_task("classify", (CLASSIFY_SIZE, CLASSIFY_SIZE))
         else:
-            preprocessing = ModelSpec.from_dict(passport.model).preprocessing
+            preprocessing = spec.preprocessing
         untrained = passport is not None and passport.weights is not None and passport.weights.is_random
         if untrained:
             show.warn("this file holds random weights: its answers mean nothing")
@@ -193,7 +200,7 @@ def bench(
     from sepvit_deploy.bench import conditions as measure_conditions
     from sepvit_deploy.runners.onnxruntime import OnnxRuntimeRunner
 
-    batches = [_batch(part.strip(), "numbers, separated by commas") for part in batch.split(",")]
+    batches = [_batch(part.strip(), "numbers, separated by commas", whole=batch) for part in batch.split(",")]
     if threads is not None and not 1 <= threads <= 1024:
         raise OptionError(f"--threads {threads}", expected="1 to 1024")
     if not 0 <= seconds <= 3600:
@@ -230,7 +237,7 @@ def doctor(as_json: JsonOption = False) -> None:
     show.json_document(document)
 
 
-def _batch(text: str, expected: str) -> int:
-    if not (text.isascii() and text.isdigit()) or not 1 <= int(text[:9]) <= MAX_BATCH:
-        raise OptionError(f"--batch {text}", expected=f"{expected} from 1 to {MAX_BATCH}")
+def _batch(text: str, expected: str, *, whole: str | None = None) -> int:
+    if not re.fullmatch("[0-9]{1,9}", text) or not 1 <= int(text) <= MAX_BATCH:
+        raise OptionError(f"--batch {text if whole is None else whole}", expected=f"{expected} from 1 to {MAX_BATCH}")
     return int(text)

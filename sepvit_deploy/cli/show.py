@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -30,7 +31,13 @@ MOST_TENSORS = 16
 
 def warn(message: str) -> None:
     """One line on stderr."""
-    print(f"warning: {message}", file=sys.stderr)
+    if sys.stderr is not None:
+        print(f"warning: {as_text(message)}", file=sys.stderr)
+
+
+def as_text(text: str) -> str:
+    """Text of a file or a name that cannot move a terminal's cursor or begin a new line."""
+    return "".join(c if c.isprintable() or unicodedata.category(c) == "Cs" else ascii(c)[1:-1] for c in text)
 
 
 def json_document(document: object) -> None:
@@ -44,8 +51,8 @@ def progress() -> Iterator[Callable[[str], None]]:
     from rich.console import Console
 
     console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda step: print(f"{step} ...", file=sys.stderr, flush=True)
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield lambda step: print(f"{step} ...", file=sys.stderr, flush=True) if sys.stderr else None
         return
     with console.status("starting ...") as status:
         yield lambda step: status.update(f"{step} ...")
@@ -68,9 +75,9 @@ def percent(report: Callable[[str], None]) -> Callable[[float], None]:
 def _console() -> Console:
     from rich.console import Console
 
-    if sys.stdout.isatty():
-        return Console(markup=False, highlight=False)
-    return Console(markup=False, highlight=False, width=WIDTH, color_system=None)
+    if sys.stdout is not None and sys.stdout.isatty():
+        return Console(markup=False, emoji=False, highlight=False)
+    return Console(markup=False, emoji=False, highlight=False, width=WIDTH, color_system=None)
 
 
 def _say(text: str) -> None:
@@ -134,9 +141,10 @@ def _agreement(compared: Parity) -> str:
 
 def audit(name: str, found: Audit) -> None:
     """A graph's contents and findings."""
-    table = _table(name, "operator", "nodes", right=("nodes",))
+    _say(as_text(name))
+    table = _table("", "operator", "nodes", right=("nodes",))
     for operator, count in found.operators.items():
-        table.add_row(operator, str(count))
+        table.add_row(as_text(operator), str(count))
     table.add_section()
     table.add_row("all", str(found.nodes))
     _console().print(table)
@@ -150,7 +158,7 @@ def audit(name: str, found: Audit) -> None:
         return
     rules = _table(f"not deployable: {len(found.findings)} findings", "node", "reason")
     for finding in found.findings[:MOST_FINDINGS]:
-        rules.add_row(finding.node, finding.reason)
+        rules.add_row(as_text(finding.node), as_text(finding.reason))
     _console().print(rules)
     if len(found.findings) > MOST_FINDINGS:
         _say(f"and {len(found.findings) - MOST_FINDINGS} more: add --json to see them all")
@@ -177,9 +185,10 @@ def parity(compared: Parity) -> None:
 def predictions(found: Sequence[Prediction]) -> None:
     """The best classes of each picture."""
     for prediction in found:
-        table = _table(prediction.image, "class", "label", "probability", right=("class", "probability"))
+        _say(as_text(prediction.image))
+        table = _table("", "class", "label", "probability", right=("class", "probability"))
         for k, label, probability in prediction.classes:
-            table.add_row(str(k), label or "", f"{probability:.2%}")
+            table.add_row(str(k), as_text(label or ""), f"{probability:.2%}")
         _console().print(table)
 
 

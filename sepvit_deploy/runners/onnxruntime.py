@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sepvit_deploy.errors import GraphError, MissingDependency
-from sepvit_deploy.graph import load_graph
+from sepvit_deploy.graph import MAX_BYTES, load_graph
 from sepvit_deploy.optional import require
 from sepvit_deploy.runners.base import require_fit
 
@@ -46,8 +47,6 @@ class OnnxRuntimeRunner:
         taps: Sequence[Tap] = (),
     ) -> None:
         ort = require("onnxruntime", extra="cpu")
-        from onnxruntime.capi import onnxruntime_pybind11_state as native
-
         self.name = name or (source.name if isinstance(source, Path) else "graph")
         model = load_graph(source) if isinstance(source, Path) else source
         self._taps = {tap.name: tap for tap in taps}
@@ -60,8 +59,8 @@ class OnnxRuntimeRunner:
         wanted = PROVIDERS[provider]
         try:
             self._session = ort.InferenceSession(model.SerializeToString(), options, providers=[wanted])
-        except tuple(getattr(native, failure) for failure in _FAILURES) as error:
-            found = f"ONNX Runtime does not load {self.name} ({str(error).strip().splitlines()[0]})"
+        except _failures() as error:
+            found = f"ONNX Runtime does not load {self.name} ({_first_line(error)})"
             raise GraphError(found, expected="a valid ONNX file") from error
         if wanted not in self._session.get_providers():  # ONNX Runtime falls back without a word
             raise MissingDependency(f"ONNX Runtime did not load its {wanted}", hint="type: sepvit-deploy doctor")
@@ -71,15 +70,39 @@ class OnnxRuntimeRunner:
             raise GraphError(f"{self.name} has the inputs {found}", expected="one float image input (B, 3, H, W)")
         self._input = inputs[0].name
         self.input_shape = tuple(dim if isinstance(dim, int) else None for dim in inputs[0].shape)
+        if prod(dim or 1 for dim in self.input_shape) * 4 > MAX_BYTES:
+            raise GraphError(f"{self.name} takes images of {inputs[0].shape}", expected="an input below 2 GiB")
         outputs = [output.name for output in self._session.get_outputs()]
         self._outputs = [*self._taps, *(name for name in outputs if name not in self._taps)]
 
     def run(self, images: Array) -> dict[str, Array]:
         """See `Runner.run`."""
         require_fit(self.name, self.input_shape, images)
-        values = self._session.run(self._outputs, {self._input: images})
+        try:
+            values = self._session.run(self._outputs, {self._input: images})
+        except _failures() as error:
+            found = f"{self.name} fails on {' x '.join(map(str, images.shape))} ({_first_line(error)})"
+            raise GraphError(found, expected="a graph that runs on every input that it declares") from error
         named = dict(zip(self._outputs, values, strict=True))
-        return named | {name: tap.as_map(named[name]) for name, tap in self._taps.items()}
+        for name, value in named.items():
+            if getattr(getattr(value, "dtype", None), "kind", "") not in tuple("fiub"):
+                raise GraphError(f"{self.name} gives {name}, which is no array of numbers", expected="numbers")
+        try:
+            return named | {name: tap.as_map(named[name]) for name, tap in self._taps.items()}
+        except ValueError as error:
+            raise GraphError(
+                f"{self.name} is not the model of its passport ({error})", hint="export again, or remove the passport"
+            ) from error
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    from onnxruntime.capi import onnxruntime_pybind11_state as native
+
+    return tuple(getattr(native, failure) for failure in _FAILURES)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
 
 
 def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
