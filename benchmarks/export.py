@@ -231,8 +231,9 @@ def markdown(document: dict) -> str:
     )
     lines += [
         "",
-        f"Products, convolutions, GELU and softmax take {1 - before:.0%} of the first graph's time: a rewrite that leaves "
-        f"them as fast as they are stays above that ratio here. The rest takes {before:.0%}, and {after:.0%} of ours.",
+        f"Products, convolutions, GELU and softmax take {1 - before:.0%} of the first graph's time: a rewrite that "
+        f"leaves them as fast as they are stays above that ratio here. "
+        f"The rest takes {before:.0%}, and {after:.0%} of ours.",
     ]
     if "cost" in document:
         spent = document["cost"]
