@@ -101,8 +101,10 @@ def export(
         raise OptionError("--ema without --weights", hint="name the checkpoint with --weights FILE")
     if weights is not None and not os.path.isfile(weights):
         raise CheckpointError(f"--weights {weights} is no file", expected="a .safetensors, .pth or .pt checkpoint")
-    for module, extra in (("onnxsim", "torch"), ("onnxruntime", "cpu"), ("torch", "torch")):
-        require(module, extra=extra)
+    if simplify:
+        require("onnxsim", extra="torch")
+    require("onnxruntime", extra="cpu")
+    require("torch", extra="torch")
     from sepvit_deploy.model.checkpoint import load_checkpoint
     from sepvit_deploy.model.rewrite import rewrite
 
@@ -179,10 +181,11 @@ def check(
     passport = artifact.read_passport(path)
     spec = spec_of(path, passport)
     if against is not None:
+        other = load_graph(against)
         artifact.read_passport(against)
         candidate: Runner = OnnxRuntimeRunner(graph, name=path.name)
-        reference: Runner = OnnxRuntimeRunner(against)
-        outputs = tuple(value.name for value in load_graph(against).graph.output)
+        reference: Runner = OnnxRuntimeRunner(other, name=against.name)
+        outputs = tuple(value.name for value in other.graph.output)
         batches, source = _batches(candidate, spec, images)
         report("comparing")
         return parity.compare(reference, candidate, batches, source=source, outputs=outputs)
