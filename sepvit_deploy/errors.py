@@ -10,8 +10,10 @@
     |   `-- OutputError             a place that cannot be written
     |-- MissingDependency       2   an optional package is not installed, or does not load
     `-- CheckFailed             1   the work was done and its result is not acceptable
-        |-- AuditFailed             the graph is not deployable
-        `-- ParityFailed            two forms of the model disagree
+        |-- AuditFailed             the graph is not deployable, or TensorRT refuses it
+        |-- ParityFailed            two forms of the model disagree
+        |-- HeadroomFailed          a tensor leaves FP16's range
+        `-- AcceptanceFailed        a deployment does not reach what its spec asks for
 
 A message says what was found, what was expected and what to do next, in one line.
 """
@@ -86,3 +88,11 @@ class AuditFailed(CheckFailed):
 
 class ParityFailed(CheckFailed):
     """Two forms of the model disagree."""
+
+
+class HeadroomFailed(CheckFailed):
+    """A tensor leaves FP16's range."""
+
+
+class AcceptanceFailed(CheckFailed):
+    """A deployment does not reach what its spec asks for."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from sepvit_deploy import graph as graphs
 from sepvit_deploy.errors import GraphError, OptionError
 from sepvit_deploy.optional import require
-from sepvit_deploy.spec import ModelSpec
+from sepvit_deploy.spec import MAX_BATCH, OPSETS, ModelSpec
 
 if TYPE_CHECKING:
     import onnx
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from sepvit_deploy.model.sepvit import SepViT, SepViTBackbone
     from sepvit_deploy.model.taps import Tap
 
-OPSETS = (17, 18, 19, 20, 21)
 DEFAULT_OPSET = 20
 """The first opset with Gelu as one node."""
 _LOWEST_EXPORTED = 18
@@ -45,8 +44,8 @@ def require_options(opset: int, batch: int | None) -> None:
     """
     if opset not in OPSETS:
         raise OptionError(f"--opset {opset}", expected=f"one of {', '.join(map(str, OPSETS))}")
-    if batch is not None and not 1 <= batch <= 4096:
-        raise OptionError(f"--batch {batch}", expected="dynamic, or a number from 1 to 4096")
+    if batch is not None and not 1 <= batch <= MAX_BATCH:
+        raise OptionError(f"--batch {batch}", expected=f"dynamic, or a number from 1 to {MAX_BATCH}")
 
 
 def onnx_from_torch(

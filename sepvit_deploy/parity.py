@@ -40,6 +40,11 @@ class Tolerance:
 FP32 = Tolerance()
 """Two float32 forms of SepViT differ by about 1e-6 and 110 dB; a wrong epsilon already shows at 1e-5."""
 
+FP16 = Tolerance(relative=2e-2, sqnr_db=40.0, top1_agreement=0.99)
+"""FP16 rounds to 11 bits, 70 dB; what a network of this depth keeps of it is about 55 dB."""
+INT8 = Tolerance(relative=1.0, sqnr_db=10.0, top1_agreement=0.5)
+"""A few random images tell a broken INT8 file from a working one; `evaluate` tells what it costs."""
+
 
 @dataclass(frozen=True)
 class TensorParity:

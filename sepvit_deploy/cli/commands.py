@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,21 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from sepvit_deploy.cli import show
+from sepvit_deploy.cli.app import EmaOption, JsonOption, OnnxArgument, ThreadsOption, app, parse_batch, require_threads
 from sepvit_deploy.errors import OptionError, ParityFailed
 from sepvit_deploy.variants import CLASSIFY_SIZE, Task
-
-MAX_BATCH = 4096
-
-app = typer.Typer(
-    name="sepvit-deploy",
-    help="SepViT from weights to a checked ONNX file, and on to the GPU.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
-OnnxArgument = Annotated[Path, typer.Argument(metavar="FILE.onnx", help="An ONNX file.", show_default=False)]
-EmaOption = Annotated[bool, typer.Option("--ema", help="Take the checkpoint's model_ema.")]
 
 
 @app.command()
@@ -77,7 +64,7 @@ def export(
             task=task,
             size=parse_image_size(image_size),
             num_classes=num_classes,
-            batch=None if batch == "dynamic" else _batch(batch, "dynamic, or a number"),
+            batch=None if batch == "dynamic" else parse_batch(batch, "dynamic, or a number"),
             opset=opset,
             simplify=not no_simplify,
             report=report,
@@ -148,7 +135,7 @@ def predict(
     as_json: JsonOption = False,
 ) -> None:
     """Classify pictures."""
-    from sepvit_deploy import artifact, pipeline
+    from sepvit_deploy import pipeline
     from sepvit_deploy.predict import predict as classify
     from sepvit_deploy.predict import read_labels
     from sepvit_deploy.runners.onnxruntime import OnnxRuntimeRunner
@@ -157,16 +144,13 @@ def predict(
     names = read_labels(labels) if labels else None
     with show.progress() as report:
         report("loading")
-        runner = OnnxRuntimeRunner(file)
-        passport = artifact.read_passport(file)
-        spec = pipeline.spec_of(file, passport)
-        if spec is None:
+        opened = pipeline.open_onnx(file)
+        runner = OnnxRuntimeRunner(opened.graph, name=file.name)
+        preprocessing = opened.preprocessing
+        if preprocessing is None:
             show.warn(f"{file} has no passport: taking ImageNet's preprocessing at {CLASSIFY_SIZE} pixels")
             preprocessing = Preprocessing.for_task("classify", (CLASSIFY_SIZE, CLASSIFY_SIZE))
-        else:
-            preprocessing = spec.preprocessing
-        untrained = passport is not None and passport.weights is not None and passport.weights.is_random
-        if untrained:
+        if opened.untrained:
             show.warn("this file holds random weights: its answers mean nothing")
         report("classifying")
         found = classify(runner, preprocessing, images, top=top, labels=names)
@@ -180,7 +164,7 @@ def predict(
         }
         for prediction in found
     ]
-    show.json_document({"file": str(file), "meaningful": not untrained, "predictions": rows})
+    show.json_document({"file": str(file), "meaningful": not opened.untrained, "predictions": rows})
 
 
 @app.command()
@@ -189,9 +173,7 @@ def bench(
         list[Path], typer.Option(metavar="FILE.onnx", help="Engine to time; may be repeated.", show_default=False)
     ],
     batch: Annotated[str, typer.Option(metavar="N,N,...", help="Batches.")] = "1,8",
-    threads: Annotated[
-        int | None, typer.Option(help="Of one operator; default: the runtime's choice.", show_default=False)
-    ] = None,
+    threads: ThreadsOption = None,
     seconds: Annotated[float, typer.Option(help="Least time spent on each point.")] = 3.0,
     as_json: JsonOption = False,
 ) -> None:
@@ -200,9 +182,8 @@ def bench(
     from sepvit_deploy.bench import conditions as measure_conditions
     from sepvit_deploy.runners.onnxruntime import OnnxRuntimeRunner
 
-    batches = [_batch(part.strip(), "numbers, separated by commas", whole=batch) for part in batch.split(",")]
-    if threads is not None and not 1 <= threads <= 1024:
-        raise OptionError(f"--threads {threads}", expected="1 to 1024")
+    batches = [parse_batch(part.strip(), "numbers, separated by commas", whole=batch) for part in batch.split(",")]
+    require_threads(threads)
     if not 0 <= seconds <= 3600:
         raise OptionError(f"--seconds {seconds}", expected="0 to 3600")
     names = [path.name for path in engine]
@@ -213,7 +194,7 @@ def bench(
         report("loading")
         runners = [OnnxRuntimeRunner(path, name=n, threads=threads) for path, n in zip(engine, names, strict=True)]
         report("warming up")
-        points = measure(runners, sorted(set(batches)), seconds=seconds, progress=show.percent(report))
+        points = measure(runners, sorted(set(batches)), seconds=seconds, progress=show.percent(report, "measuring"))
     if as_json:
         show.json_document({"conditions": conditions, "points": show.latency_rows(points)})
     else:
@@ -235,9 +216,3 @@ def doctor(as_json: JsonOption = False) -> None:
     for row, ability in zip(document["abilities"], found.abilities, strict=True):
         row["ready"] = ability.ready
     show.json_document(document)
-
-
-def _batch(text: str, expected: str, *, whole: str | None = None) -> int:
-    if not re.fullmatch("[0-9]{1,9}", text) or not 1 <= int(text) <= MAX_BATCH:
-        raise OptionError(f"--batch {text if whole is None else whole}", expected=f"{expected} from 1 to {MAX_BATCH}")
-    return int(text)

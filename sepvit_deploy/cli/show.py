@@ -58,21 +58,23 @@ def progress() -> Iterator[Callable[[str], None]]:
         yield lambda step: status.update(f"{step} ...")
 
 
-def percent(report: Callable[[str], None]) -> Callable[[float], None]:
-    """Report a share at each new tenth."""
+def percent(report: Callable[[str], None], what: str) -> Callable[[float], None]:
+    """Report a share at each new tenth, or at each new hundredth where a terminal shows it."""
+    steps = 100 if sys.stderr is not None and sys.stderr.isatty() else 10
     shown = 0
 
     def show(share: float) -> None:
         nonlocal shown
-        tenth = int(share * 10)
-        if tenth > shown:
-            shown = tenth
-            report(f"measuring, {tenth * 10} %")
+        step = int(share * steps)
+        if step > shown:
+            shown = step
+            report(f"{what}, {step * 100 // steps} %")
 
     return show
 
 
-def _console() -> Console:
+def console() -> Console:
+    """Where results go: as wide as the terminal, `WIDTH` where there is none."""
     from rich.console import Console
 
     if sys.stdout is not None and sys.stdout.isatty():
@@ -80,11 +82,12 @@ def _console() -> Console:
     return Console(markup=False, emoji=False, highlight=False, width=WIDTH, color_system=None)
 
 
-def _say(text: str) -> None:
-    _console().print(text, soft_wrap=True)
+def say(text: str) -> None:
+    """A line of a result."""
+    console().print(text, soft_wrap=True)
 
 
-def _table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
+def new_table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
     """A table whose ``right`` columns hold numbers, never broken; text folds into lines rather than being cut."""
     from rich.table import Table
 
@@ -102,7 +105,7 @@ def _giga(macs: int | None) -> str:
 def variants() -> None:
     """The architectures."""
     numbers = ("parameters", "MACs (224)", "top-1 %", "img/s", "ms")
-    table = _table("SepViT", "variant", "channels", "blocks", *numbers, right=numbers)
+    table = new_table("SepViT", "variant", "channels", "blocks", *numbers, right=numbers)
     for variant in VARIANTS.values():
         paper = variant.published
         table.add_row(
@@ -115,8 +118,8 @@ def variants() -> None:
             str(paper.images_per_s or "-"),
             str(paper.latency_ms or "-"),
         )
-    _console().print(table)
-    _say(
+    console().print(table)
+    say(
         f"Parameters and MACs are counted; the rest is the paper's ({PAPER}): ImageNet-1K top-1, throughput on a V100\n"
         "(FP32, batch 192), latency on a T4 (TensorRT, batch 8). No trained weights are public."
     )
@@ -126,76 +129,79 @@ def exported(done: Exported) -> None:
     """What export made and proved."""
     audited, compared = done.audit, done.parity
     worst = min((t for t in compared.tensors if t.name in compared.outputs), key=lambda tensor: tensor.sqnr_db)
-    _say(
+    say(
         f"{done.path}: {done.passport.bytes / 1e6:.1f} MB, {audited.nodes} nodes, opset {audited.opset}, "
         f"{_giga(audited.macs)} MACs an image\n"
         f"parity with the reference on {compared.images} {compared.source}: largest difference "
-        f"{worst.max_difference:.1e}, SQNR {worst.sqnr_db:.0f} dB{_agreement(compared)}\n"
+        f"{worst.max_difference:.1e}, SQNR {worst.sqnr_db:.0f} dB{agreement_text(compared)}\n"
         f"passport: {done.path}.json"
     )
 
 
-def _agreement(compared: Parity) -> str:
+def agreement_text(compared: Parity) -> str:
+    """How often decisions agree, to follow other figures."""
     return "" if compared.top1_agreement is None else f", top-1 agrees on {compared.top1_agreement:.1%}"
 
 
 def audit(name: str, found: Audit) -> None:
     """A graph's contents and findings."""
-    _say(as_text(name))
-    table = _table("", "operator", "nodes", right=("nodes",))
+    say(as_text(name))
+    table = new_table("", "operator", "nodes", right=("nodes",))
     for operator, count in found.operators.items():
         table.add_row(as_text(operator), str(count))
     table.add_section()
     table.add_row("all", str(found.nodes))
-    _console().print(table)
+    console().print(table)
     shapes = [f"{name} {' x '.join(map(str, dims))}" for name, dims in (*found.inputs.items(), *found.outputs.items())]
-    _say(
+    say(
         f"opset {found.opset}; {found.parameters:,} parameters, {_giga(found.macs)} MACs an image, "
         f"{found.bytes / 1e6:.1f} MB; {', '.join(shapes)}"
     )
     if found.deployable:
-        _say("deployable: no rule is broken")
+        say("deployable: no rule is broken")
         return
-    rules = _table(f"not deployable: {len(found.findings)} findings", "node", "reason")
+    rules = new_table(f"not deployable: {len(found.findings)} findings", "node", "reason")
     for finding in found.findings[:MOST_FINDINGS]:
         rules.add_row(as_text(finding.node), as_text(finding.reason))
-    _console().print(rules)
+    console().print(rules)
     if len(found.findings) > MOST_FINDINGS:
-        _say(f"and {len(found.findings) - MOST_FINDINGS} more: add --json to see them all")
+        say(f"and {len(found.findings) - MOST_FINDINGS} more: add --json to see them all")
 
 
 def parity(compared: Parity) -> None:
     """A comparison: the outputs, and the inner tensors out of tolerance."""
     numbers = ("max |difference|", "relative", "SQNR dB", "cosine")
-    table = _table(f"{compared.candidate} against {compared.reference}", "tensor", *numbers, "verdict", right=numbers)
+    table = new_table(
+        f"{compared.candidate} against {compared.reference}", "tensor", *numbers, "verdict", right=numbers
+    )
     inner = [t for t in compared.tensors if t.name not in compared.outputs]
     out = [t for t in inner if not t.within(compared.tolerance)]
     for tensor in (*out[:MOST_TENSORS], *(t for t in compared.tensors if t.name in compared.outputs)):
         values = (f"{tensor.max_difference:.2e}", f"{tensor.relative:.2e}", f"{tensor.sqnr_db:.1f}")
         verdict = "ok" if tensor.within(compared.tolerance) else "out of tolerance"
         table.add_row(tensor.name, *values, f"{tensor.cosine:.9f}", verdict if tensor.finite else "not finite")
-    _console().print(table)
+    console().print(table)
     first = f"; first out of tolerance: {compared.first_out}" if compared.first_out else ""
-    _say(
+    say(
         f"{'passed' if compared.passed else 'FAILED'} on {compared.images} images ({compared.source}), "
-        f"{len(inner)} inner tensors compared{_agreement(compared)}{first}"
+        f"{len(inner)} inner tensors compared{agreement_text(compared)}{first}"
     )
 
 
 def predictions(found: Sequence[Prediction]) -> None:
     """The best classes of each picture."""
     for prediction in found:
-        _say(as_text(prediction.image))
-        table = _table("", "class", "label", "probability", right=("class", "probability"))
+        say(as_text(prediction.image))
+        table = new_table("", "class", "label", "probability", right=("class", "probability"))
         for k, label, probability in prediction.classes:
             table.add_row(str(k), as_text(label or ""), f"{probability:.2%}")
-        _console().print(table)
+        console().print(table)
 
 
 def latencies(points: Sequence[Point], conditions: dict[str, object]) -> None:
     """Latency per engine and batch, with its conditions."""
     numbers = ("batch", "p50 ms", "p90 ms", "p99 ms", "min ms", "spread", "images/s", "samples")
-    table = _table("latency per batch", "engine", *numbers, "warm-up", right=numbers)
+    table = new_table("latency per batch", "engine", *numbers, "warm-up", right=numbers)
     for point in points:
         times = (point.p50_ms, point.quantile_ms(0.9), point.quantile_ms(0.99), min(point.samples_ms))
         table.add_row(
@@ -207,8 +213,8 @@ def latencies(points: Sequence[Point], conditions: dict[str, object]) -> None:
             str(len(point.samples_ms)),
             "settled" if point.settled else "never settled",
         )
-    _console().print(table)
-    _say("; ".join(f"{key}: {value}" for key, value in conditions.items()))
+    console().print(table)
+    say("; ".join(f"{key}: {value}" for key, value in conditions.items()))
 
 
 def latency_rows(points: Sequence[Point]) -> list[dict[str, object]]:
@@ -250,16 +256,16 @@ def variant_rows() -> list[dict[str, object]]:
 def diagnosis(found: Diagnosis) -> None:
     """The machine, what it can do, and what to type for the rest."""
     memory = f", {found.memory_gb} GB of memory" if found.memory_gb else ""
-    _say(f"Python {found.python} on {found.platform}; {found.cores} cores{memory}")
-    _say("GPU: " + ("; ".join(found.gpus) or "none that a driver reports"))
-    table = _table("abilities", "to", "ready", "found", "missing or broken")
+    say(f"Python {found.python} on {found.platform}; {found.cores} cores{memory}")
+    say("GPU: " + ("; ".join(found.gpus) or "none that a driver reports"))
+    table = new_table("abilities", "to", "ready", "found", "missing or broken")
     for ability in found.abilities:
         versions = "\n".join(f"{name} {version}" for name, version in ability.packages.items())
         trouble = [*ability.missing, *(f"{module}: {reason}" for module, reason in ability.broken.items())]
         table.add_row(ability.name, "yes" if ability.ready else "no", versions, "\n".join(trouble))
-    _console().print(table)
+    console().print(table)
     for ability in found.abilities:
         if ability.hint:
-            _say(f"{ability.name}: type  {ability.hint}")
+            say(f"{ability.name}: type  {ability.hint}")
     for warning in found.warnings:
         warn(warning)

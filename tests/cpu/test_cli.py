@@ -22,7 +22,8 @@ import pytest
 from PIL import Image
 
 import sepvit_deploy
-from sepvit_deploy import artifact, pipeline
+from sepvit_deploy import artifact
+from sepvit_deploy.pipeline import exporting
 from sepvit_deploy.artifact import read_passport, sha256
 from sepvit_deploy.graph import load_graph
 from tests.cpu.commands import (
@@ -65,7 +66,7 @@ def fast_export(lite: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tu
     def prepare(output: Path, change: Callable[[onnx.ModelProto], None] = lambda model: None) -> tuple[str, ...]:
         graph = load_graph(lite)
         change(graph)
-        monkeypatch.setattr(pipeline, "onnx_from_torch", lambda *_, **__: graph)
+        monkeypatch.setattr(exporting, "onnx_from_torch", lambda *_, **__: graph)
         return ("export", "--variant", "lite", "--no-simplify", "--output", str(output))
 
     return prepare

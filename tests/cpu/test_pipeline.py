@@ -26,7 +26,8 @@ from sepvit_deploy import (
     read_passport,
     simplify,
 )
-from sepvit_deploy import pipeline as stages
+from sepvit_deploy import artifact
+from sepvit_deploy.pipeline import exporting
 from sepvit_deploy.audit import AIMED_AT, GELU_BEFORE_20
 from sepvit_deploy.model.checkpoint import published_state_dict
 from sepvit_deploy.model.taps import taps
@@ -169,7 +170,7 @@ def test_one_changed_weight_has_an_address(exported: Export, tmp_path: Path, mon
     with pytest.raises(GraphError, match=r"has no passport.*--against"):
         check(wrong)
     passport = read_passport(path)
-    monkeypatch.setattr(stages.artifact, "read_passport", lambda _: passport)
+    monkeypatch.setattr(artifact, "read_passport", lambda _: passport)
     compared = check(wrong)
     assert not compared.passed
     assert compared.first_out == "stage1.block0.mlp"
@@ -210,7 +211,7 @@ def test_a_graph_that_is_not_deployable_is_not_written(
     graph.graph.node.insert(0, onnx.helper.make_node("Where", ["c", "images", "images"], ["chosen"], name="planted"))
     graph.graph.initializer.append(numpy_helper.from_array(np.ones(1, bool), "c"))
     first.input[0] = "chosen"
-    monkeypatch.setattr(stages, "onnx_from_torch", lambda *_, **__: graph)
+    monkeypatch.setattr(exporting, "onnx_from_torch", lambda *_, **__: graph)
     target = tmp_path / "x.onnx"
     target.write_bytes(b"the old file")
     with pytest.raises(AuditFailed, match=r"x\.onnx is not deployable: planted: Where moves single elements"):
@@ -223,7 +224,7 @@ def test_a_graph_that_computes_something_else_is_not_written(
     exported: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong = load_graph(planted(exported("--variant", "lite"), tmp_path / "w.onnx", "stages.3.peg.bias", 9.0))
-    monkeypatch.setattr(stages, "onnx_from_torch", lambda *_, **__: wrong)
+    monkeypatch.setattr(exporting, "onnx_from_torch", lambda *_, **__: wrong)
     with pytest.raises(ParityFailed, match=r"x\.onnx does not compute what the reference does: stage3\.peg differs"):
         export("lite", tmp_path / "x.onnx", simplify=False)
     assert [path.name for path in tmp_path.iterdir()] == ["w.onnx"]

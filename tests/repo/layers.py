@@ -15,12 +15,13 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = "sepvit_deploy"
 ROWS: tuple[tuple[int, str], ...] = (
     (0, "errors"),
-    (0, "optional variants"),
+    (0, "optional variants confidence ranges"),
     (1, "spec"),
-    (1, "artifact images"),
+    (1, "artifact images deployment"),
+    (1, "image_sets scales journal accuracy"),
     (2, "graph model"),
-    (2, "runners"),
-    (3, "export simplify audit parity bench predict doctor"),
+    (2, "placement half qdq smooth runners"),
+    (3, "export simplify audit calibrate precision headroom lint parity evaluate sensitivity bench predict doctor"),
     (4, "pipeline"),
     (5, "cli"),
 )

@@ -1,0 +1,61 @@
+"""What every command shares: the application, the options that recur, and reading a batch."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sepvit_deploy.errors import OptionError
+from sepvit_deploy.spec import MAX_BATCH
+
+app = typer.Typer(
+    name="sepvit-deploy",
+    help="SepViT from weights to a checked ONNX file, and on to the GPU.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
+OnnxArgument = Annotated[Path, typer.Argument(metavar="FILE.onnx", help="An ONNX file.", show_default=False)]
+EmaOption = Annotated[bool, typer.Option("--ema", help="Take the checkpoint's model_ema.")]
+ImagesOption = Annotated[
+    Path, typer.Option(metavar="DIR|SET.toml", help="A folder of pictures, or a manifest of them.", show_default=False)
+]
+MethodOption = Annotated[str, typer.Option(metavar="entropy|percentile|mse|minmax", help="How ranges are chosen.")]
+PercentileOption = Annotated[float, typer.Option(help="Of |x|, for the method percentile.")]
+SamplesOption = Annotated[
+    int | None, typer.Option(help="Images to use; default: the manifest's number, or 512.", show_default=False)
+]
+KeepOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PATTERN", help="Leave these layers out, e.g. 'stage0.*' or '*.fc2'; may be repeated."),
+]
+UnreadableOption = Annotated[int, typer.Option(help="Unreadable pictures to pass over before it is an error.")]
+ThreadsOption = Annotated[
+    int | None, typer.Option(help="Of one operator; default: the runtime's choice.", show_default=False)
+]
+
+
+def require_threads(threads: int | None) -> int | None:
+    """The number of threads as it was given.
+
+    Raises:
+        OptionError: below 1, or beyond 1024.
+    """
+    if threads is not None and not 1 <= threads <= 1024:
+        raise OptionError(f"--threads {threads}", expected="1 to 1024")
+    return threads
+
+
+def parse_batch(text: str, expected: str, *, whole: str | None = None) -> int:
+    """An image count from an option's text.
+
+    Raises:
+        OptionError: it is none, or beyond `MAX_BATCH`.
+    """
+    if not re.fullmatch("[0-9]{1,9}", text) or not 1 <= int(text) <= MAX_BATCH:
+        raise OptionError(f"--batch {text if whole is None else whole}", expected=f"{expected} from 1 to {MAX_BATCH}")
+    return int(text)

@@ -1,0 +1,270 @@
+"""A deployment spec, models/*.toml: everything that `deploy` decides, in one validated record, and its text.
+
+A key that is left out has its default; a key that does not exist is refused with the nearest one that does. Paths are
+relative to the spec's own folder.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+from sepvit_deploy.errors import OptionError
+from sepvit_deploy.spec import MAX_BATCH, OPSETS, ModelSpec, Preprocessing
+from sepvit_deploy.variants import CLASSIFY_SIZE
+
+Precision = Literal["fp32", "fp16", "int8"]
+Target = Literal["tensorrt", "cpu"]
+Method = Literal["entropy", "percentile", "mse", "minmax"]
+MAX_SPEC_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class WeightsSpec:
+    """The checkpoint: ``file`` (empty: given by --weights), its digest (empty: not checked), averaged or not."""
+
+    file: str = ""
+    sha256: str = ""
+    ema: bool = False
+
+
+@dataclass(frozen=True)
+class ExportSpec:
+    """The ONNX file: opset, images in a batch (0: dynamic), simplified or not."""
+
+    opset: int = 20
+    batch: int = 0
+    simplify: bool = True
+
+
+@dataclass(frozen=True)
+class PrecisionSpec:
+    """Types of the graph.
+
+    Attributes:
+        keep: patterns of layers that stay out of it.
+        attention: INT8 also inside the attention within windows.
+        smooth: SmoothQuant's alpha at norm2 -> fc1; 0 leaves it out.
+    """
+
+    type: Precision = "fp16"
+    target: Target = "tensorrt"
+    keep: tuple[str, ...] = ()
+    attention: bool = False
+    smooth: float = 0.0
+
+
+@dataclass(frozen=True)
+class CalibrationSpec:
+    """Where the ranges of INT8 come from: a folder or manifest of images (empty: given by --images), and the rule."""
+
+    images: str = ""
+    method: Method = "percentile"
+    percentile: float = 99.99
+    samples: int = 512
+    batch: int = 8
+
+
+@dataclass(frozen=True)
+class AcceptanceSpec:
+    """What the file must reach against its FP32 twin on the calibration images: a share of equal top-1."""
+
+    agreement: float = 0.99
+
+
+@dataclass(frozen=True)
+class DeploymentSpec:
+    """One deployable file: what it holds, where it comes from, and what it must reach."""
+
+    name: str
+    model: ModelSpec
+    preprocessing: Preprocessing
+    weights: WeightsSpec = field(default_factory=WeightsSpec)
+    export: ExportSpec = field(default_factory=ExportSpec)
+    precision: PrecisionSpec = field(default_factory=PrecisionSpec)
+    calibration: CalibrationSpec = field(default_factory=CalibrationSpec)
+    acceptance: AcceptanceSpec = field(default_factory=AcceptanceSpec)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
+            raise OptionError(f"name is {self.name!r}", expected="a file's name: letters, digits, '.', '_' and '-'")
+        if self.preprocessing.size != self.model.size:
+            raise OptionError(
+                f"preprocessing.size is {list(self.preprocessing.size)}", expected=f"model.size {list(self.model.size)}"
+            )
+
+
+def default_spec(variant: str, precision: Precision) -> DeploymentSpec:
+    """A complete spec of a classifier with weights and images to be supplied.
+
+    Raises:
+        OptionError: no such variant or precision.
+    """
+    if precision not in get_args(Precision):
+        raise OptionError(f"there is no precision {precision!r}", expected=", ".join(get_args(Precision)))
+    size = (CLASSIFY_SIZE, CLASSIFY_SIZE)
+    model = ModelSpec(variant, "classify", size, 1000)
+    return DeploymentSpec(
+        name=f"sepvit_{variant}_{precision}",
+        model=model,
+        preprocessing=model.preprocessing,
+        precision=PrecisionSpec(type=precision),
+        acceptance=AcceptanceSpec(0.99 if precision == "int8" else 0.999),
+    )
+
+
+def read_spec(path: Path) -> DeploymentSpec:
+    """Read and validate a spec.
+
+    Raises:
+        OptionError: unreadable, no TOML, a key that does not exist, or an unusable value; the file is named.
+    """
+    try:
+        if path.stat().st_size > MAX_SPEC_BYTES:
+            raise OptionError(f"{path} is larger than 1 MiB", expected="a deployment spec")
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        hint = "type: sepvit-deploy init t int8 > my.toml"
+        raise OptionError(f"{path} is no deployment spec ({error})", expected="a TOML file", hint=hint) from error
+    try:
+        return spec_from_dict(document)
+    except OptionError as error:
+        raise OptionError(f"{path}: {error.found}", expected=error.expected, hint=error.hint) from error
+
+
+def spec_from_dict(document: Mapping[str, Any]) -> DeploymentSpec:
+    """The record behind a document's keys.
+
+    Raises:
+        OptionError: a key is unknown or missing, or its value is unusable.
+    """
+    values = _known("", DeploymentSpec, document)
+    model = ModelSpec(**_known("model", ModelSpec, values["model"]))
+    defaults = model.preprocessing.to_dict()
+    given = values.get("preprocessing", {})
+    if not isinstance(given, Mapping):
+        raise OptionError(f"preprocessing is {given!r}", expected="a table of keys and values")
+    values["model"] = model
+    merged = _known("preprocessing", Preprocessing, {**defaults, **given})
+    values["preprocessing"] = Preprocessing(**{**merged, "resize_shorter": merged["resize_shorter"] or None})
+    for name, cls, check in (
+        ("weights", WeightsSpec, _check_weights),
+        ("export", ExportSpec, _check_export),
+        ("precision", PrecisionSpec, _check_precision),
+        ("calibration", CalibrationSpec, _check_calibration),
+        ("acceptance", AcceptanceSpec, _check_acceptance),
+    ):
+        values[name] = cls(**_checked(name, cls, _known(name, cls, values.get(name, {}))))  # type: ignore[type-var]
+        check(values[name])
+    return DeploymentSpec(**values)
+
+
+_T = TypeVar("_T")
+
+
+def _known(what: str, cls: type[_T], values: object) -> dict[str, Any]:
+    """The keys of a table, all of them fields of ``cls``, none without a default left out."""
+    if not isinstance(values, Mapping):
+        raise OptionError(f"{what} is {values!r}", expected="a table of keys and values")
+    names = [entry.name for entry in fields(cls)]  # type: ignore[arg-type]
+    prefix = f"{what}." if what else ""
+    for key in values:
+        if key not in names:
+            near = difflib.get_close_matches(str(key), names, 1, 0.5)
+            raise OptionError(
+                f"unknown key {prefix}{key}",
+                expected=", ".join(prefix + name for name in names),
+                hint=f"did you mean {prefix}{near[0]}?" if near else None,
+            )
+    optional = {entry.name for entry in fields(cls) if entry.default is not MISSING}  # type: ignore[arg-type]
+    optional |= {entry.name for entry in fields(cls) if entry.default_factory is not MISSING}  # type: ignore[arg-type]
+    optional |= {"preprocessing"}
+    if missing := [prefix + name for name in names if name not in values and name not in optional]:
+        raise OptionError(f"missing: {', '.join(missing)}", expected=", ".join(prefix + name for name in names))
+    return dict(values)
+
+
+def _checked(what: str, cls: type[Any], values: dict[str, Any]) -> dict[str, Any]:
+    """The same values, each of the type of its default; a list of texts becomes a tuple."""
+    for entry in fields(cls):
+        if entry.name not in values:
+            continue
+        value, default = values[entry.name], entry.default
+        if isinstance(default, tuple):
+            good = isinstance(value, list) and all(isinstance(item, str) for item in value)
+            values[entry.name] = tuple(value) if good else value
+        elif isinstance(default, float):
+            good = isinstance(value, int | float) and not isinstance(value, bool)
+        else:
+            good = type(value) is type(default)
+        if not good:
+            raise OptionError(f"{what}.{entry.name} is {value!r}", expected=f"the like of {json.dumps(default)}")
+    return values
+
+
+def _one_of(key: str, value: object, allowed: object) -> None:
+    if value not in get_args(allowed):
+        raise OptionError(f"{key} is {value!r}", expected=" or ".join(get_args(allowed)))
+
+
+def _within(key: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise OptionError(f"{key} is {value}", expected=f"{low:g} to {high:g}")
+
+
+def _check_weights(spec: WeightsSpec) -> None:
+    if spec.sha256 and not re.fullmatch("[0-9a-f]{64}", spec.sha256):
+        raise OptionError(f"weights.sha256 is {spec.sha256!r}", expected="64 hexadecimal digits, or nothing")
+
+
+def _check_export(spec: ExportSpec) -> None:
+    _within("export.opset", spec.opset, OPSETS[0], OPSETS[-1])
+    _within("export.batch", spec.batch, 0, MAX_BATCH)
+
+
+def _check_precision(spec: PrecisionSpec) -> None:
+    _one_of("precision.type", spec.type, Precision)
+    _one_of("precision.target", spec.target, Target)
+    _within("precision.smooth", spec.smooth, 0, 1)
+
+
+def _check_calibration(spec: CalibrationSpec) -> None:
+    _one_of("calibration.method", spec.method, Method)
+    _within("calibration.percentile", spec.percentile, 50, 100)
+    _within("calibration.samples", spec.samples, 1, 1_000_000)
+    _within("calibration.batch", spec.batch, 1, MAX_BATCH)
+
+
+def _check_acceptance(spec: AcceptanceSpec) -> None:
+    _within("acceptance.agreement", spec.agreement, 0, 1)
+
+
+_COMMENTS = {
+    "weights": "the checkpoint; an empty file is given by --weights, an empty digest is not checked",
+    "preprocessing": "as the model was trained; resize_shorter 0 resizes straight to size, without a crop",
+    "export": "batch 0 is dynamic",
+    "precision": "type fp32, fp16 or int8; target tensorrt or cpu; keep lists patterns of layers that stay out of it",
+    "calibration": "for int8: a folder or manifest of images (empty: --images); entropy, percentile, mse or minmax",
+    "acceptance": "against the FP32 file on those images: share of equal top-1",
+}
+
+
+def spec_text(spec: DeploymentSpec) -> str:
+    """The TOML of a spec, every key written out; `read_spec` gives the same record back."""
+    lines = ["# sepvit-deploy deploy THIS.toml --out build", f"name = {json.dumps(spec.name)}"]
+    for table, values in asdict(spec).items():
+        if isinstance(values, dict):
+            lines += ["", *([f"# {_COMMENTS[table]}"] if table in _COMMENTS else []), f"[{table}]"]
+            lines += [f"{key} = {_toml(value)}" for key, value in values.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: object) -> str:
+    """JSON's form of texts, numbers, truth values and lists is TOML's, too; None, which TOML lacks, is 0."""
+    return json.dumps(list(value) if isinstance(value, tuple) else 0 if value is None else value)

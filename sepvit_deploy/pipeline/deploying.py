@@ -1,0 +1,182 @@
+"""A deployment spec carried out, as far as this machine can go: weights to a proven ONNX file of the right precision."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from sepvit_deploy import artifact
+from sepvit_deploy.deployment import DeploymentSpec
+from sepvit_deploy.errors import AcceptanceFailed, CheckpointError, OptionError, OutputError
+from sepvit_deploy.image_sets import image_set
+from sepvit_deploy.pipeline.exporting import export
+from sepvit_deploy.pipeline.lowering import Progress, Warn, calibrate, quantize, smooth
+from sepvit_deploy.pipeline.measuring import agreement_on
+from sepvit_deploy.pipeline.opened import Report
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage: was it done, and what was found or is missing."""
+
+    stage: str
+    done: bool
+    found: str
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """The stages of a deployment, and the file that the engine is built from."""
+
+    name: str
+    path: Path
+    steps: tuple[Step, ...]
+
+
+def deploy(
+    spec: DeploymentSpec,
+    folder: Path,
+    *,
+    weights: Path | None = None,
+    images: Path | None = None,
+    out: Path,
+    report: Report = lambda step: None,
+    progress: Progress = lambda share: None,
+    warn: Warn = lambda text: None,
+) -> Deployed:
+    """Export, smooth, calibrate, quantise and judge what a spec describes.
+
+    Args:
+        folder: that the spec's paths are relative to.
+        weights: a checkpoint, instead of the spec's.
+        images: a folder or manifest, instead of the spec's.
+        out: the folder to write; made where it is missing.
+
+    Raises:
+        InputError: the checkpoint, the images or the output are unusable.
+        CheckFailed: a stage's result is not acceptable; what the stages before it wrote is there.
+    """
+    checkpoint = weights or (folder / spec.weights.file if spec.weights.file else None)
+    if checkpoint is None:
+        raise OptionError(f"{spec.name} names no weights", expected="a checkpoint", hint="give it with --weights FILE")
+    source = images or (folder / spec.calibration.images if spec.calibration.images else None)
+    precision, samples = spec.precision.type, spec.calibration.samples
+    if source is None and precision == "int8":
+        raise OptionError(f"{spec.name} names no images", expected="some to calibrate on", hint="give --images DIR")
+    if source is not None:
+        image_set(source, samples=samples, warn=warn)  # refused now, rather than after the export
+    _require_weights(spec, checkpoint)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{out} cannot be made ({error.strerror})", expected="a folder for --out") from error
+    fp32 = out / f"{spec.name}{'' if precision == 'fp32' else '_fp32'}.onnx"
+    done = export(
+        spec.model.variant,
+        fp32,
+        weights=checkpoint,
+        ema=spec.weights.ema,
+        task=spec.model.task,
+        size=spec.model.size,
+        num_classes=spec.model.num_classes,
+        batch=spec.export.batch or None,
+        opset=spec.export.opset,
+        simplify=spec.export.simplify,
+        preprocessing=spec.preprocessing,
+        report=report,
+    )
+    steps = [Step("export", True, f"{fp32.name}, {done.audit.nodes} nodes, equal to the reference")]
+    path = fp32
+    if precision == "int8" and source is not None:
+        path, more = _int8(spec, fp32, source, out, report, progress, warn)
+        steps += more
+    elif precision == "fp16":
+        report("converting")
+        made = quantize(
+            fp32, out / f"{spec.name}.onnx", precision="fp16", keep=spec.precision.keep, images=source, report=report
+        )
+        path = made.path
+        room = f", largest |x| {made.headroom.tensors[0].largest:.4g}" if made.headroom else ", head-room not measured"
+        steps.append(Step("precision", True, f"{path.name}, FP16{room}"))
+    if path != fp32:
+        steps.append(_accepted(spec, path, fp32, source, report, progress))
+    steps.append(Step("engine", False, f"build {path.name} with TensorRT on the GPU that it is for"))
+    return Deployed(spec.name, path, tuple(steps))
+
+
+def _require_weights(spec: DeploymentSpec, checkpoint: Path) -> None:
+    if not checkpoint.is_file():
+        raise CheckpointError(f"{checkpoint} is no file", expected="a checkpoint", hint="give it with --weights FILE")
+    if spec.weights.sha256 and (found := artifact.sha256(checkpoint)) != spec.weights.sha256:
+        raise CheckpointError(
+            f"{checkpoint} has SHA-256 {found[:12]}...",
+            expected=f"{spec.weights.sha256[:12]}..., as the spec says",
+            hint="take that file, or clear weights.sha256",
+        )
+
+
+def _int8(
+    spec: DeploymentSpec, fp32: Path, source: Path, out: Path, report: Report, progress: Progress, warn: Warn
+) -> tuple[Path, list[Step]]:
+    """From the FP32 file to the INT8 one, through a smoothed one where the spec asks for it, and a scale table."""
+    steps = []
+    path, rule = fp32, spec.calibration
+    if spec.precision.smooth:
+        report("smoothing")
+        path = out / f"{spec.name}_smooth.onnx"
+        smooth(fp32, source, path, alpha=spec.precision.smooth, samples=rule.samples, warn=warn, report=report)
+        steps.append(Step("smooth", True, f"{path.name}, alpha {spec.precision.smooth:g}"))
+    report("calibrating")
+    scales = out / f"{spec.name}.scales.json"
+    table = calibrate(
+        path,
+        source,
+        scales,
+        method=rule.method,
+        percentile=rule.percentile,
+        samples=rule.samples,
+        batch=rule.batch,
+        attention=spec.precision.attention,
+        progress=progress,
+        warn=warn,
+    )
+    steps.append(Step("calibrate", True, f"{scales.name}, {table.method} on {table.images.samples} images"))
+    made = quantize(
+        path,
+        out / f"{spec.name}.onnx",
+        precision="int8",
+        scales=scales,
+        keep=spec.precision.keep,
+        target=spec.precision.target,
+        attention=spec.precision.attention,
+        report=report,
+        warn=warn,
+    )
+    steps.append(Step("precision", True, f"{made.path.name}, {len(made.quantized)} layers in INT8"))
+    return made.path, steps
+
+
+def _accepted(
+    spec: DeploymentSpec, path: Path, fp32: Path, source: Path | None, report: Report, progress: Progress
+) -> Step:
+    """Hold the spec's acceptance against the new file, or take the file away.
+
+    Raises:
+        AcceptanceFailed: its top-1 agrees too rarely with the FP32 file's.
+    """
+    if source is None or spec.model.task != "classify":
+        return Step("acceptance", False, "needs images and a classifier: sepvit-deploy evaluate --against")
+    report("comparing with the FP32 file on the images")
+    found = agreement_on(path, fp32, source, samples=spec.calibration.samples, progress=progress)
+    if found.share < spec.acceptance.agreement:
+        refused = path.with_name(f"{path.stem}.refused.onnx")
+        with contextlib.suppress(OSError):
+            artifact.passport_path(path).unlink()
+        path.replace(refused)
+        raise AcceptanceFailed(
+            f"{path.name} agrees with {fp32.name} on {found.share:.2%} of {found.images} images",
+            expected=f"{spec.acceptance.agreement:.2%}, as the spec says",
+            hint=f"it lies at {refused}; type: sepvit-deploy sensitivity {fp32} --images {source}",
+        )
+    return Step("acceptance", True, f"top-1 as FP32 on {found.share:.2%} of {found.images} images")

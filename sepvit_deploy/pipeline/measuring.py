@@ -1,0 +1,169 @@
+"""What a file is worth on images: accuracy, agreement with another file, and which layers cost the most in INT8."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sepvit_deploy.accuracy import Share
+from sepvit_deploy.calibrate import calibrate as scales_from_images
+from sepvit_deploy.errors import OptionError, PassportError
+from sepvit_deploy.evaluate import Evaluation, Resume
+from sepvit_deploy.evaluate import evaluate as evaluate_runner
+from sepvit_deploy.image_sets import image_set, labelled
+from sepvit_deploy.pipeline.lowering import Progress, Warn, image_batches
+from sepvit_deploy.pipeline.opened import Report, open_onnx
+from sepvit_deploy.placement import sites
+from sepvit_deploy.precision import int8_from_fp32
+from sepvit_deploy.scales import read_scales
+from sepvit_deploy.sensitivity import Sensitivity, Target
+from sepvit_deploy.sensitivity import sensitivity as sensitivity_of
+
+if TYPE_CHECKING:
+    from sepvit_deploy.runners.base import Array, Runner
+
+
+def evaluate(
+    path: Path,
+    source: Path,
+    *,
+    labels: Path | None = None,
+    against: Path | None = None,
+    samples: int | None = None,
+    batch: int = 8,
+    threads: int | None = None,
+    workers: int | None = None,
+    max_unreadable: int = 10,
+    resume: Path | None = None,
+    progress: Progress = lambda share: None,
+    warn: Warn = lambda text: None,
+) -> Evaluation:
+    """Accuracy of a classification file on images, and its agreement with another file.
+
+    Args:
+        source: a folder, ImageNet's layout included, or a manifest.
+        labels: a file of labels; None for class folders.
+        resume: where the progress is kept, so that a killed run goes on there.
+
+    Raises:
+        InputError: a file, the images or the labels are unusable.
+    """
+    from sepvit_deploy.runners.onnxruntime import OnnxRuntimeRunner
+
+    file = open_onnx(path)
+    _, _, preprocessing = file.require_passport()
+    other = open_onnx(against) if against is not None else None
+    if other is not None and other.preprocessing not in (None, preprocessing):
+        raise PassportError(f"{against} prepares pictures in another way than {path}", expected="one preprocessing")
+    names = (path.name, against.name) if against and path.name != against.name else (str(path), str(against))
+    return evaluate_runner(
+        OnnxRuntimeRunner(file.graph, name=names[0], threads=threads),
+        labelled(source, labels, samples=samples),
+        preprocessing,
+        against=OnnxRuntimeRunner(other.graph, name=names[1], threads=threads) if other else None,
+        batch=batch,
+        workers=workers,
+        max_unreadable=max_unreadable,
+        resume=Resume(resume, file.sha256, other.sha256 if other else None) if resume else None,
+        class_folders=labels is None,
+        meaningful=not file.untrained,
+        progress=progress,
+        warn=warn,
+    )
+
+
+def sensitivity(
+    path: Path,
+    source: Path,
+    *,
+    scales: Path | None = None,
+    method: str = "percentile",
+    percentile: float = 99.99,
+    samples: int | None = None,
+    agreement: float = 0.99,
+    alone: bool = False,
+    threads: int | None = None,
+    report: Report = lambda step: None,
+    progress: Progress = lambda share: None,
+    warn: Warn = lambda text: None,
+) -> tuple[Sensitivity, bool]:
+    """What each group of layers costs in INT8, and whether the figures mean anything (False for random weights).
+
+    Args:
+        scales: a table for this file; None calibrates on the images.
+        agreement: share of equal top-1 that the suggested --keep line should reach.
+        alone: also measure each group with nothing but it in INT8.
+
+    Raises:
+        InputError: a file, the images or an option is unusable.
+    """
+    from sepvit_deploy.runners.onnxruntime import OnnxRuntimeRunner
+
+    if not 0 < agreement <= 1:
+        raise OptionError(f"--agreement {agreement}", expected="a share above 0, up to 1")
+    file = open_onnx(path)
+    _, _, preprocessing = file.require_passport()
+    found = sites(file.graph)
+    images = image_set(source, samples=samples, warn=warn)
+    if scales is not None:
+        table = read_scales(scales)
+    else:
+        report("calibrating")
+        table = scales_from_images(
+            file.graph,
+            images,
+            preprocessing,
+            graph_sha256=file.sha256,
+            method=method,
+            percentile=percentile,
+            threads=threads,
+            warn=warn,
+        )
+    groups = list(dict.fromkeys(site.group for site in found))
+    report("measuring the groups")
+
+    def quantized(kept: frozenset[str]) -> Runner:
+        include = [site.group for site in found if not site.default and site.group not in kept]
+        keep = sorted(kept - {site.group for site in found if not site.default})
+        # The rest in FP32: what is measured is INT8 alone, and ONNX Runtime computes FP16 in FP32 on a CPU anyway.
+        graph = int8_from_fp32(
+            file.graph, table, graph_sha256=file.sha256, rest="fp32", keep=keep, include=include
+        ).model
+        return OnnxRuntimeRunner(graph, name=path.name, threads=threads)
+
+    def batches() -> Iterator[Array]:
+        return (batch for _, batch in image_batches(images, preprocessing))
+
+    result = sensitivity_of(
+        OnnxRuntimeRunner(file.graph, name=path.name, threads=threads),
+        groups,
+        quantized,
+        batches,
+        target=Target(agreement=agreement),
+        alone=alone,
+        progress=progress,
+    )
+    return result, not file.untrained
+
+
+def agreement_on(
+    path: Path, against: Path, source: Path, *, samples: int, progress: Progress = lambda share: None
+) -> Share:
+    """How often two files have the same top-1, on the images that a calibration of so many samples uses.
+
+    Raises:
+        InputError: a file or the images are unusable.
+    """
+    from sepvit_deploy.runners.onnxruntime import OnnxRuntimeRunner
+
+    file, other = open_onnx(path), open_onnx(against)
+    found = evaluate_runner(
+        OnnxRuntimeRunner(file.graph, name=path.name),
+        image_set(source, samples=samples),
+        file.require_passport()[2],
+        against=OnnxRuntimeRunner(other.graph, name=against.name),
+        progress=progress,
+    )
+    assert found.against is not None
+    return found.against.agreement
