@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import resource
 import subprocess
 import sys
@@ -27,13 +26,13 @@ import numpy as np
 import onnx
 import onnxsim
 from onnx import TensorProto, helper, numpy_helper
+from record import interval, save
 
 from sepvit_deploy import ModelSpec, audit, build_model, onnx_from_torch, rewrite, simplify
-from sepvit_deploy.artifact import tool_versions, written
+from sepvit_deploy.artifact import tool_versions
 from sepvit_deploy.bench import conditions
 from sepvit_deploy.runners.onnxruntime import OnnxRuntimeRunner
 
-RESULTS = Path(__file__).parent / "results"
 PRODUCTS = (256, 512, 1024, 2048)
 LIMITING = (1024, 2048)
 IRREDUCIBLE = ("MatMul", "FusedMatMul", "Gemm", "Conv", "Gelu", "BiasGelu", "Softmax")
@@ -89,13 +88,6 @@ def seconds(run) -> float:
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
-
-
-def interval(ratios: np.ndarray) -> tuple[float, float]:
-    """Bootstrap 95 % interval of the median."""
-    rng = np.random.default_rng(0)
-    medians = np.median(rng.choice(ratios, (2000, len(ratios))), axis=1)
-    return float(np.quantile(medians, 0.025)), float(np.quantile(medians, 0.975))
 
 
 def latency(batch: int, threads: int, rounds: int) -> dict:
@@ -197,15 +189,7 @@ def main() -> None:
         document["cost"] = cost()
     document["latency"] = latency(given.batch, given.threads, given.rounds)
     print(markdown(document))
-    machine = re.sub(
-        r"[^a-z0-9]+", "-", f"{document['conditions']['device']}-{document['conditions']['cores']}".lower()
-    )
-    target = RESULTS / machine.strip("-") / "export.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with written(target) as temporary:
-        temporary.write_text(json.dumps(document, indent=1) + "\n")
-    with written(target.with_suffix(".md")) as temporary:
-        temporary.write_text(markdown(document))
+    save("export", document, markdown(document))
 
 
 def markdown(document: dict) -> str:

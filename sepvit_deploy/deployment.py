@@ -160,7 +160,7 @@ def spec_from_dict(document: Mapping[str, Any]) -> DeploymentSpec:
         ("calibration", CalibrationSpec, _check_calibration),
         ("acceptance", AcceptanceSpec, _check_acceptance),
     ):
-        values[name] = cls(**_checked(name, cls, _known(name, cls, values.get(name, {}))))  # type: ignore[type-var]
+        values[name] = cls(**_checked(name, cls, _known(name, cls, values.get(name, {}))))
         check(values[name])
     return DeploymentSpec(**values)
 
@@ -236,7 +236,7 @@ def _check_precision(spec: PrecisionSpec) -> None:
 
 def _check_calibration(spec: CalibrationSpec) -> None:
     _one_of("calibration.method", spec.method, Method)
-    _within("calibration.percentile", spec.percentile, 50, 100)
+    _within("calibration.percentile", spec.percentile, 90, 100)
     _within("calibration.samples", spec.samples, 1, 1_000_000)
     _within("calibration.batch", spec.batch, 1, MAX_BATCH)
 

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from sepvit_deploy.cli import show
-from sepvit_deploy.cli.app import EmaOption, JsonOption, OnnxArgument, ThreadsOption, app, parse_batch, require_threads
+from sepvit_deploy.cli import results, show
+from sepvit_deploy.cli.app import (
+    EmaOption,
+    JsonOption,
+    KeepOption,
+    MethodOption,
+    OnnxArgument,
+    SamplesOption,
+    ThreadsOption,
+    app,
+    parse_batch,
+    require_threads,
+)
 from sepvit_deploy.errors import OptionError, ParityFailed
 from sepvit_deploy.variants import CLASSIFY_SIZE, Task
 
@@ -46,6 +58,18 @@ def export(
         ),
     ] = None,
     no_simplify: Annotated[bool, typer.Option("--no-simplify", help="Leave the exporter's graph as it is.")] = False,
+    precision: Annotated[
+        Literal["fp32", "fp16", "int8"], typer.Option(help="Go on to this precision; int8 needs --images.")
+    ] = "fp32",
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR|SET.toml", help="Pictures to calibrate int8 on, or fp16's head-room.", show_default=False
+        ),
+    ] = None,
+    method: MethodOption = "percentile",
+    samples: SamplesOption = None,
+    keep: KeepOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Export to a small, audited ONNX file whose outputs were compared with the reference, and its passport."""
@@ -55,10 +79,18 @@ def export(
     suffix = "" if task == "classify" else "_dense"
     if num_classes is not None and num_classes < 1:
         raise OptionError(f"--num-classes {num_classes}", expected="1 or more")
+    if precision == "fp32" and (images or samples or keep):
+        raise OptionError("--images, --samples or --keep with --precision fp32", expected="--precision fp16 or int8")
+    fp32 = output or Path(f"sepvit_{variant}{suffix}.onnx")
+    lowered = fp32
+    if precision != "fp32":
+        lowered = output or fp32.with_name(f"{fp32.stem}_{precision}.onnx")
+        fp32 = output.with_name(f"{output.stem}_fp32.onnx") if output else fp32
     with show.progress() as report:
-        done = pipeline.export(
+        export_fp32 = functools.partial(
+            pipeline.export,
             variant,
-            output or Path(f"sepvit_{variant}{suffix}.onnx"),
+            fp32,
             weights=weights,
             ema=ema,
             task=task,
@@ -69,9 +101,28 @@ def export(
             simplify=not no_simplify,
             report=report,
         )
+        done = (
+            export_fp32()
+            if precision == "fp32"
+            else pipeline.export_lowered(
+                fp32,
+                lowered,
+                images,
+                precision=precision,
+                method=method,
+                samples=samples,
+                keep=tuple(keep or ()),
+                export_fp32=export_fp32,
+                report=report,
+                progress=show.percent(report, "calibrating"),
+                warn=show.warn,
+            )
+        )
     if weights is None:
         show.warn("no --weights: random weights (seed 0), good for measuring and testing; the answers mean nothing")
-    if as_json:
+    if isinstance(done, pipeline.Lowered):
+        show.json_document(results.lowered_document(done)) if as_json else results.lowered(done)
+    elif as_json:
         show.json_document({"path": str(done.path), "passport": asdict(done.passport)})
     else:
         show.exported(done)

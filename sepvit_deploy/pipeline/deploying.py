@@ -1,17 +1,19 @@
-"""A deployment spec carried out, as far as this machine can go: weights to a proven ONNX file of the right precision."""
+"""A deployment spec carried out, as far as this machine can go: weights to a proven ONNX file."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from sepvit_deploy import artifact
 from sepvit_deploy.deployment import DeploymentSpec
 from sepvit_deploy.errors import AcceptanceFailed, CheckpointError, OptionError, OutputError
 from sepvit_deploy.image_sets import image_set
-from sepvit_deploy.pipeline.exporting import export
-from sepvit_deploy.pipeline.lowering import Progress, Warn, calibrate, quantize, smooth
+from sepvit_deploy.pipeline.exporting import Exported, export
+from sepvit_deploy.pipeline.lowering import Lowered, Progress, Warn, calibrate, quantize, smooth
 from sepvit_deploy.pipeline.measuring import agreement_on
 from sepvit_deploy.pipeline.opened import Report
 
@@ -103,6 +105,64 @@ def deploy(
         steps.append(_accepted(spec, path, fp32, source, report, progress))
     steps.append(Step("engine", False, f"build {path.name} with TensorRT on the GPU that it is for"))
     return Deployed(spec.name, path, tuple(steps))
+
+
+def export_lowered(
+    fp32: Path,
+    output: Path,
+    images: Path | None,
+    *,
+    precision: Literal["fp16", "int8"],
+    method: str = "percentile",
+    percentile: float = 99.99,
+    samples: int | None = None,
+    keep: Sequence[str] = (),
+    target: Literal["tensorrt", "cpu"] = "tensorrt",
+    export_fp32: Callable[[], Exported],
+    report: Report = lambda step: None,
+    progress: Progress = lambda share: None,
+    warn: Warn = lambda text: None,
+) -> Lowered:
+    """Export, calibrate and quantise in one go; the FP32 file and the scale table stay beside ``output``.
+
+    Args:
+        images: a folder or manifest; FP16 can do without.
+        export_fp32: writes ``fp32``.
+
+    Raises:
+        InputError, CheckFailed: as the stages.
+    """
+    if images is None and precision == "int8":
+        raise OptionError("--precision int8 without --images", expected="pictures to calibrate on: --images DIR")
+    artifact.require_writable(output)
+    if images is not None:
+        image_set(images, samples=samples)  # refused now, rather than after the export
+    export_fp32()
+    scales = None
+    if precision == "int8" and images is not None:
+        report("calibrating")
+        scales = output.with_suffix(".scales.json")
+        calibrate(
+            fp32,
+            images,
+            scales,
+            method=method,
+            percentile=percentile,
+            samples=samples,
+            progress=progress,
+            warn=warn,
+        )
+    return quantize(
+        fp32,
+        output,
+        precision=precision,
+        scales=scales,
+        keep=keep,
+        target=target,
+        images=images if precision == "fp16" else None,
+        report=report,
+        warn=warn,
+    )
 
 
 def _require_weights(spec: DeploymentSpec, checkpoint: Path) -> None:

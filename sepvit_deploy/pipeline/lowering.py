@@ -11,7 +11,7 @@ from sepvit_deploy import artifact, parity
 from sepvit_deploy.artifact import Parent, Passport
 from sepvit_deploy.audit import audit
 from sepvit_deploy.calibrate import calibrate as scales_from_images
-from sepvit_deploy.errors import GraphError, OptionError, PassportError
+from sepvit_deploy.errors import GraphError, ImageError, OptionError, PassportError
 from sepvit_deploy.headroom import Headroom, headroom
 from sepvit_deploy.image_sets import ImageSet, decoded, image_set
 from sepvit_deploy.lint import LintReport, lint
@@ -224,24 +224,29 @@ def quantize(
     return Lowered(output, lowered, linted, compared, measured, quantized, kept, pairs)
 
 
-def image_batches(images: ImageSet, preprocessing: Preprocessing) -> Iterator[tuple[list[str], Array]]:
+def image_batches(
+    images: ImageSet, preprocessing: Preprocessing, *, at_once: int = IMAGES_AT_ONCE
+) -> Iterator[tuple[list[str], Array]]:
     """Names and inputs (B, 3, H, W) of an image set, a few at a time.
 
     Raises:
-        ImageError: too many unreadable images.
+        ImageError: too many unreadable images, or none that is readable.
     """
     import numpy as np
 
     names: list[str] = []
     pixels: list[Array] = []
+    index = -1
     for index, one in decoded(images, preprocessing):
         names.append(str(images.files[index]))
         pixels.append(one)
-        if len(pixels) == IMAGES_AT_ONCE:
+        if len(pixels) == at_once:
             yield names, np.stack(pixels)
             names, pixels = [], []
     if pixels:
         yield names, np.stack(pixels)
+    if index < 0:
+        raise ImageError(f"{images.name} has no readable picture", expected="one or more")
 
 
 def require_same_images(table: ScaleTable, images: ImageSet, scales: Path | None) -> None:

@@ -1,0 +1,33 @@
+"""What every benchmark does with its figures: an interval for a ratio, and a place for the results of this machine."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sepvit_deploy.artifact import written
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def interval(ratios: np.ndarray) -> tuple[float, float]:
+    """Bootstrap 95 % interval of the median."""
+    rng = np.random.default_rng(0)
+    medians = np.median(rng.choice(ratios, (2000, len(ratios))), axis=1)
+    return float(np.quantile(medians, 0.025)), float(np.quantile(medians, 0.975))
+
+
+def save(name: str, document: dict[str, Any], markdown: str) -> None:
+    """Write results/<machine>/NAME.json and NAME.md; the machine is in ``document["conditions"]``."""
+    where = document["conditions"]
+    machine = re.sub(r"[^a-z0-9]+", "-", f"{where['device']}-{where['cores']}".lower()).strip("-")
+    target = RESULTS / machine / f"{name}.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with written(target) as temporary:
+        temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    with written(target.with_suffix(".md")) as temporary:
+        temporary.write_text(markdown, encoding="utf-8")
