@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from digits import COUNTS, write
+from digits import COUNTS, SPLITS, write
 from record import interval, save
 
 from sepvit_deploy import pipeline

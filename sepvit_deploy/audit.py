@@ -27,6 +27,10 @@ AIMED_AT = frozenset(
 """What SepViT needs; Pad only where a dense map does not divide into windows."""
 GELU_BEFORE_20 = frozenset({"Erf", "Div"})
 """Below opset 20 there is no Gelu: its definition x / 2 * (1 + erf(x / sqrt 2)) is spelled out."""
+PRECISION = frozenset({"Cast", "QuantizeLinear", "DequantizeLinear"})
+"""What a lower precision adds; `lint` judges where it stands."""
+_LOWERED = frozenset({2, 3, 10})
+"""onnx.TensorProto's UINT8, INT8 and FLOAT16: constants of such a type make a graph one of lower precision."""
 _CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
 _DATA_DEPENDENT = frozenset(
     {"NonZero", "Where", "ScatterND", "ScatterElements", "Scatter", "GatherND", "GatherElements"}
@@ -170,6 +174,8 @@ def _findings(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> Iterator[F
     constants |= {output for node in nodes if _kind(node) == "Constant" for output in node.output}
     producer = {output: node for node in nodes for output in node.output if output}
     allowed = AIMED_AT | (GELU_BEFORE_20 if graphs.opset(model) < 20 else frozenset())
+    if any(t.data_type in _LOWERED for graph in graphs.nested(model.graph) for t in getattr(graph, "initializer", ())):
+        allowed |= PRECISION
     if graphs.opset(model) == 0:
         yield Finding("domain", "the graph", "uses no standard ONNX operators")
     for node in nodes:

@@ -44,7 +44,9 @@ class BuildReport:
     Attributes:
         engine_bytes: size of the serialised engine.
         layers: layers of the parsed network.
-        matmuls: matrix products of the parsed network by the type they compute in, as ``{"FLOAT": 77}``.
+        matmuls: matrix products of the parsed network by the type they compute in, as ``{"FLOAT": 77}``; one whose two
+            inputs are dequantised from INT8 counts as ``INT8``.
+        convolutions: the same of its convolutions.
         inputs: shape of each input by its name, -1 for a dynamic dimension.
         outputs: the same of each output.
         seconds: wall-clock time of parsing and building.
@@ -53,6 +55,7 @@ class BuildReport:
     engine_bytes: int
     layers: int
     matmuls: dict[str, int]
+    convolutions: dict[str, int]
     inputs: dict[str, list[int]]
     outputs: dict[str, list[int]]
     seconds: float
@@ -141,7 +144,8 @@ def build(trt: Any, path: Path, batches: tuple[int, int, int] | None) -> BuildRe
     inputs = {t.name: list(t.shape) for t in map(network.get_input, range(network.num_inputs))}
     outputs = {t.name: list(t.shape) for t in map(network.get_output, range(network.num_outputs))}
     layers = [network.get_layer(i) for i in range(network.num_layers)]
-    matmuls = Counter(x.get_output(0).dtype.name for x in layers if x.type == trt.LayerType.MATRIX_MULTIPLY)
+    matmuls = types_of(trt, layers, trt.LayerType.MATRIX_MULTIPLY)
+    convolutions = types_of(trt, layers, trt.LayerType.CONVOLUTION)
 
     config = builder.create_builder_config()
     if batches:
@@ -160,11 +164,31 @@ def build(trt: Any, path: Path, batches: tuple[int, int, int] | None) -> BuildRe
     return BuildReport(
         engine_bytes=engine.nbytes,
         layers=len(layers),
-        matmuls=dict(matmuls),
+        matmuls=matmuls,
+        convolutions=convolutions,
         inputs=inputs,
         outputs=outputs,
         seconds=round(time.perf_counter() - start, 2),
     )
+
+
+def types_of(trt: Any, layers: list[Any], kind: Any) -> dict[str, int]:
+    """Count the layers of one kind by the type that their products compute in."""
+    producer = {x.get_output(k).name: x for x in layers for k in range(x.num_outputs)}
+
+    def from_int8(tensor: Any) -> bool:
+        source = producer.get(tensor.name) if tensor is not None else None
+        while source is not None and source.type == trt.LayerType.SHUFFLE:  # the parser gives weights a rank
+            source = producer.get(source.get_input(0).name)
+        is_dequantized = source is not None and source.type == trt.LayerType.DEQUANTIZE
+        return is_dequantized and source.get_input(0).dtype == trt.DataType.INT8
+
+    found: Counter[str] = Counter()
+    for x in layers:
+        if x.type == kind:
+            int8 = x.num_inputs > 1 and from_int8(x.get_input(0)) and from_int8(x.get_input(1))
+            found["INT8" if int8 else x.get_output(0).dtype.name] += 1
+    return dict(found)
 
 
 def main() -> int:

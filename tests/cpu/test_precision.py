@@ -1,0 +1,167 @@
+"""FP16 and INT8 of SepViT itself: close to FP32 in ONNX Runtime, built by TensorRT-RTX, of the types asked for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from sepvit_deploy.graph import load_graph
+from sepvit_deploy.headroom import headroom
+from sepvit_deploy.model.taps import taps
+from sepvit_deploy.placement import attention_sites, observed, sites
+from sepvit_deploy.precision import fp16_from_fp32, int8_everywhere, int8_from_fp32
+from sepvit_deploy.runners.onnxruntime import OnnxRuntimeRunner
+from sepvit_deploy.smooth import channel_maxima, smooth
+from sepvit_deploy.spec import ModelSpec
+from tests.cpu import rtx
+from tests.unit.graphs import DIGEST, run, sqnr_db, table, types
+
+BATCHES = (1, 8, 32)
+LITE = ("--variant", "lite")
+FIXED = (*LITE, "--batch", "2", "--opset")
+DENSE = (*LITE, "--task", "dense", "--image-size", "200x264")
+BUILDS = pytest.mark.skipif(rtx.skip_reason() is not None, reason=str(rtx.skip_reason()))
+Exported = Callable[..., Path]
+
+
+def images(model: onnx.ModelProto, count: int = 2, seed: int = 0) -> np.ndarray:
+    size = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim][1:]
+    return np.random.default_rng(seed).standard_normal((count, *size), dtype=np.float32)
+
+
+def lowered(model: onnx.ModelProto, form: str) -> onnx.ModelProto:
+    """``fp16``, ``int8``, ``int8 fp32`` (what is around it), ``int8 attention``, ``int8 cpu``, ``int8 naive``."""
+    if form == "fp16":
+        return fp16_from_fp32(model).model
+    attention, naive = "attention" in form, "naive" in form
+    ranges = table(model, images(model), observed(model, attention=attention, everything=naive))
+    if naive:
+        return int8_everywhere(model, ranges, graph_sha256=DIGEST).model
+    target, rest = ("cpu" if "cpu" in form else "tensorrt"), ("fp32" if "fp32" in form else None)
+    return int8_from_fp32(
+        model, ranges, graph_sha256=DIGEST, target=target, rest=rest, attention=attention
+    ).model  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def lite(exported: Exported) -> onnx.ModelProto:
+    return load_graph(exported(*LITE))
+
+
+def assert_close(model: onnx.ModelProto, changed: onnx.ModelProto, least_db: float) -> None:
+    batch = images(model, seed=1)
+    assert changed.graph.input == model.graph.input
+    assert changed.graph.output == model.graph.output
+    assert changed.opset_import == model.opset_import
+    for expected, found in zip(run(model, batch), run(changed, batch), strict=True):
+        assert found.dtype == np.float32
+        assert sqnr_db(expected, found) > least_db
+
+
+@pytest.mark.parametrize(
+    ("form", "least_db"),
+    [("fp16", 50), ("int8", 20), ("int8 fp32", 20), ("int8 attention", 15), ("int8 cpu", 18), ("int8 naive", 5)],
+)
+def test_every_form_of_a_classifier_is_close(lite: onnx.ModelProto, form: str, least_db: float) -> None:
+    assert_close(lite, lowered(lite, form), least_db)
+
+
+def test_fused_products_of_a_cpu_do_not_saturate(lite: onnx.ModelProto) -> None:
+    batch = images(lite, seed=1)
+    runners = (OnnxRuntimeRunner(model, threads=1) for model in (lite, lowered(lite, "int8 cpu")))
+    expected, found = (runner.run(batch)["logits"] for runner in runners)
+    assert sqnr_db(expected, found) > 18
+
+
+@pytest.mark.parametrize("opset", [17, 19, 21])
+def test_every_opset_becomes_fp16_and_int8(opset: int, exported: Exported) -> None:
+    model = load_graph(exported(*FIXED, str(opset)))
+    assert_close(model, lowered(model, "fp16"), 50)
+    assert_close(model, lowered(model, "int8" if opset >= 19 else "int8 fp32"), 20)
+
+
+def test_fp16_casts_no_more_than_its_islands_need(lite: onnx.ModelProto) -> None:
+    operators = Counter(node.op_type for node in lite.graph.node)
+    islands = operators["LayerNormalization"] + operators["Softmax"]
+    directly = 4  # norm1 of each stage's first block reads the norm of its patch embedding
+    assert fp16_from_fp32(lite).casts == 2 * islands - directly + len(("images", "logits"))
+
+
+def test_taps_keep_their_names_at_the_precision_they_are_made_in(lite: onnx.ModelProto) -> None:
+    names = [tap.name for tap in taps(ModelSpec("lite", "classify", (224, 224), 1000), deployed=True)]
+    found = types(lowered(lite, "int8"))
+    half, full = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
+    for name in names:
+        assert found[name] == (full if name.endswith(".embed") else half), name
+
+
+def test_files_shrink_with_the_precision(lite: onnx.ModelProto) -> None:
+    full, half, int8 = (model.ByteSize() for model in (lite, lowered(lite, "fp16"), lowered(lite, "int8")))
+    assert half < 0.52 * full
+    assert int8 < 0.35 * full  # the head, the window tokens and PEG stay in FP16
+
+
+def test_smoothing_changes_nothing_but_rounding(lite: onnx.ModelProto) -> None:
+    maxima = channel_maxima(lite, [images(lite, 1), images(lite, 2, seed=2)], threads=1)
+    assert len(maxima) == sum(site.group.endswith(".fc1") for site in sites(lite)) == 11
+    smoothed = smooth(lite, maxima)
+    assert_close(lite, smoothed, 100)
+    assert smoothed.graph.node == lite.graph.node
+
+
+def test_headroom_of_a_classifier(lite: onnx.ModelProto) -> None:
+    batch = images(lite, 3)
+    report = headroom(lite, [(["a", "b", "c"], batch)], threads=1)
+    report.require_finite("lite.onnx")
+    (expected,) = run(lite, batch)
+    (logits,) = (tensor for tensor in report.tensors if tensor.tensor == "logits")
+    assert logits.largest == pytest.approx(np.abs(expected).max(), rel=1e-5)
+    assert logits.node == "head/Add"
+    assert logits.image == "abc"[int(np.abs(expected).max(axis=1).argmax())]
+
+
+@BUILDS
+@pytest.mark.parametrize(
+    ("form", "matmuls", "convolutions"),
+    [
+        ("fp16", {"HALF": 85}, {"HALF": 8}),
+        ("int8", {"INT8": 50, "HALF": 35}, {"INT8": 4, "HALF": 4}),
+        ("int8 attention", {"INT8": 72, "HALF": 13}, {"INT8": 4, "HALF": 4}),
+    ],
+)
+def test_a_classifier_of_any_batch_builds_with_the_products_asked_for(
+    form: str, matmuls: dict[str, int], convolutions: dict[str, int], lite: onnx.ModelProto, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(lowered(lite, form), path)
+    report = rtx.parse_and_build(path, BATCHES)
+    assert report.inputs == {"images": [-1, 3, 224, 224]}
+    assert (report.matmuls, report.convolutions) == (matmuls, convolutions)
+    asked = [site for site in sites(lite) if site.default]
+    assert convolutions.get("INT8", 0) == (0 if form == "fp16" else sum(site.op == "Conv" for site in asked))
+    products = sum(site.op == "MatMul" for site in asked) + 2 * len(attention_sites(lite)) * ("attention" in form)
+    assert matmuls.get("INT8", 0) == (0 if form == "fp16" else products)
+
+
+@BUILDS
+def test_an_old_opset_of_a_fixed_batch_builds_with_a_float_rest(exported: Exported, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(lowered(load_graph(exported(*FIXED, "17")), "int8 fp32"), path)
+    report = rtx.parse_and_build(path)
+    assert (report.matmuls, report.convolutions) == ({"INT8": 50, "FLOAT": 35}, {"INT8": 4, "FLOAT": 4})
+
+
+@BUILDS
+def test_a_backbone_becomes_int8_and_builds(exported: Exported, tmp_path: Path) -> None:
+    model = load_graph(exported(*DENSE))
+    changed = lowered(model, "int8")
+    assert_close(model, changed, 20)
+    path = tmp_path / "model.onnx"
+    onnx.save(changed, path)
+    report = rtx.parse_and_build(path, BATCHES)
+    assert (report.matmuls, report.convolutions) == ({"INT8": 55, "HALF": 44}, {"INT8": 4, "HALF": 4})
