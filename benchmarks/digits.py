@@ -32,8 +32,8 @@ COUNTS = {"calibration": 512, "test": 2000}
 """Pictures that the command line writes."""
 MARGIN = 14
 """Pixels at each edge that ImageNet's preprocessing of 224 pixels cuts off."""
-LEAST_CONTRAST = 45
-"""Least difference between a digit and the average of its background, in the grey of 0 to 255."""
+LEAST_CONTRAST = 55
+"""By which a digit is at least brighter than the average of its background, in the grey of 0 to 255."""
 
 Split = Literal["train", "calibration", "test"]
 
@@ -92,21 +92,16 @@ def _colour(rng: np.random.Generator) -> tuple[int, int, int]:
     return int(red), int(green), int(blue)
 
 
-def _dark(rng: np.random.Generator) -> tuple[int, int, int]:
-    red, green, blue = rng.integers(0, 60, 3)
-    return int(red), int(green), int(blue)
-
-
 def _background(rng: np.random.Generator, level: float) -> Image.Image:
-    """A blend of a few colours, and coarse and fine texture; plain and dark at level 0."""
-    plain = Image.new("RGB", (SIDE, SIDE), _colour(rng) if rng.random() < level else _dark(rng))
+    """A blend of a few colours, and coarse and fine texture, no channel above half; plain at level 0."""
     corners = Image.fromarray(rng.integers(0, 256, (3, 3, 3), dtype=np.uint8))
-    picture = Image.blend(plain, corners.resize((SIDE, SIDE), Image.Resampling.BICUBIC), float(level * rng.random()))
+    corners = corners.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    picture = Image.blend(Image.new("RGB", (SIDE, SIDE), _colour(rng)), corners, float(level * rng.random()))
     for cells in (7, 28):
         texture = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
         texture = texture.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
         picture = Image.blend(picture, texture, float(rng.uniform(0, 0.25 * level)))
-    return picture
+    return picture.point([value // 2 for value in range(256)] * 3)
 
 
 def _draw_shape(picture: Image.Image, rng: np.random.Generator) -> None:
@@ -150,7 +145,7 @@ def _paste_fragment(picture: Image.Image, digits: Source, rng: np.random.Generat
 
 def _paste_digit(picture: Image.Image, stroke: NDArray[np.uint8], rng: np.random.Generator, level: float) -> None:
     """The digit itself, whole inside the central 196 pixels that ImageNet's preprocessing keeps."""
-    side = int(rng.integers(round(110 - 62 * level), 125))
+    side = int(rng.integers(round(110 - 50 * level), 125))
     mask = _mask(stroke, side, rng, 5 + 30 * level)
     mask = mask.crop(mask.getbbox() or (0, 0, mask.width, mask.height))
     left, top = (_place(length, rng, level) for length in mask.size)
@@ -158,7 +153,7 @@ def _paste_digit(picture: Image.Image, stroke: NDArray[np.uint8], rng: np.random
     average = int(beneath.sum(dtype=np.int64)) // beneath.size
     least = LEAST_CONTRAST + round(70 * (1 - level))
     colour = _colour(rng)
-    while abs(_grey(colour) - average) < least:
+    while _grey(colour) < average + least:
         colour = _colour(rng)
     opacity = int(rng.integers(round(255 - 75 * level), 256))
     picture.paste(colour, (left, top), ImageChops.multiply(mask, Image.new("L", mask.size, opacity)))

@@ -134,7 +134,7 @@ def speed(folder: Path, work: Path, rounds: int, batch: int, threads: int) -> di
             pipeline.quantize(fp32, files[name], precision="int8", scales=scales, **options)  # type: ignore[arg-type]
     images = np.random.default_rng(0).standard_normal((batch, 3, 224, 224), dtype=np.float32)
     timed = list(files)[:3]  # ONNX Runtime computes FP16 in FP32 between casts: its time on a CPU says nothing
-    runners = {name: OnnxRuntimeRunner(files[name], threads=threads) for name in timed}
+    runners = {name: OnnxRuntimeRunner(files[name], threads=threads, fused=True) for name in timed}
     times: dict[str, list[float]] = {name: [] for name in timed}
     for turn in range(rounds + 3):
         for name, runner in runners.items():

@@ -243,7 +243,9 @@ def bench(
     conditions = measure_conditions(threads)
     with show.progress() as report:
         report("loading")
-        runners = [OnnxRuntimeRunner(path, name=n, threads=threads) for path, n in zip(engine, names, strict=True)]
+        runners = [
+            OnnxRuntimeRunner(path, name=n, threads=threads, fused=True) for path, n in zip(engine, names, strict=True)
+        ]
         report("warming up")
         points = measure(runners, sorted(set(batches)), seconds=seconds, progress=show.percent(report, "measuring"))
     if as_json:

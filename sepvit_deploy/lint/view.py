@@ -310,7 +310,8 @@ def _inferred(model: onnx.ModelProto) -> onnx.ModelProto | None:
     import onnx
 
     try:
-        return onnx.shape_inference.infer_shapes(model, data_prop=True)
+        # without data_prop: it writes down every element of a long vector, of which a wrong file can have 2**40
+        return onnx.shape_inference.infer_shapes(model)
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, ValueError, RuntimeError):
         return None
 
@@ -320,7 +321,7 @@ def contradictions(model: onnx.ModelProto) -> list[str]:
     import onnx
 
     try:
-        onnx.shape_inference.infer_shapes(light_copy(model), strict_mode=True, data_prop=True)
+        onnx.shape_inference.infer_shapes(light_copy(model), strict_mode=True)
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
         lines = (line.strip() for line in str(error).splitlines())
         return [line for line in lines if line]

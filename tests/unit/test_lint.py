@@ -176,6 +176,10 @@ def test_a_damaged_scale_is_an_error_and_nothing_more() -> None:
     assert not {"scale-value", "scale-range"} & {rule for rule, _ in found}
 
 
+def test_an_endless_vector_is_no_endless_lint() -> None:
+    assert linted(graph("a = Squeeze(x) y = Add(a, a)", "float[1099511627776]", "float")).passed
+
+
 def test_a_name_that_is_no_text_is_refused() -> None:
     data = parsed(graph("y = Neg(x)")).SerializeToString().replace(b"Neg", b"\xff\xfe\xfd")
     with pytest.raises(GraphError, match=r"the graph holds the name b'\\xff\\xfe\\xfd'; expected names in UTF-8"):
