@@ -126,16 +126,17 @@ def read_spec(path: Path) -> DeploymentSpec:
         OptionError: unreadable, no TOML, a key that does not exist, or an unusable value; the file is named.
     """
     try:
+        if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+            raise ValueError("it is no regular file")
         if path.stat().st_size > MAX_SPEC_BYTES:
-            raise OptionError(f"{path} is larger than 1 MiB", expected="a deployment spec")
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        hint = "type: sepvit-deploy init t int8 > my.toml"
-        raise OptionError(f"{path} is no deployment spec ({error})", expected="a TOML file", hint=hint) from error
-    try:
-        return spec_from_dict(document)
+            raise ValueError("it is larger than 1 MiB")
+        return spec_from_dict(tomllib.loads(path.read_text(encoding="utf-8-sig")))
     except OptionError as error:
         raise OptionError(f"{path}: {error.found}", expected=error.expected, hint=error.hint) from error
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: no TOML, or an integer of too many digits
+        reason = getattr(error, "strerror", None) or error
+        hint = "type: sepvit-deploy init t int8 > my.toml"
+        raise OptionError(f"{path} is no deployment spec ({reason})", expected="a TOML file", hint=hint) from error
 
 
 def spec_from_dict(document: Mapping[str, Any]) -> DeploymentSpec:
@@ -152,7 +153,9 @@ def spec_from_dict(document: Mapping[str, Any]) -> DeploymentSpec:
         raise OptionError(f"preprocessing is {given!r}", expected="a table of keys and values")
     values["model"] = model
     merged = _known("preprocessing", Preprocessing, {**defaults, **given})
-    values["preprocessing"] = Preprocessing(**{**merged, "resize_shorter": merged["resize_shorter"] or None})
+    if type(merged["resize_shorter"]) is int and not merged["resize_shorter"]:
+        merged["resize_shorter"] = None
+    values["preprocessing"] = Preprocessing(**merged)
     for name, cls, check in (
         ("weights", WeightsSpec, _check_weights),
         ("export", ExportSpec, _check_export),
@@ -232,6 +235,12 @@ def _check_precision(spec: PrecisionSpec) -> None:
     _one_of("precision.type", spec.type, Precision)
     _one_of("precision.target", spec.target, Target)
     _within("precision.smooth", spec.smooth, 0, 1)
+    of_int8 = [name for name in ("attention", "smooth") if getattr(spec, name)] + ["target"] * (spec.target == "cpu")
+    unused = of_int8 if spec.type == "fp16" else [*of_int8, *["keep"] * bool(spec.keep)] if spec.type == "fp32" else []
+    if unused:  # deploy would pass over it in silence
+        raise OptionError(f"precision.{unused[0]} with precision.type {spec.type!r}", expected="precision.type 'int8'")
+    if spec.target == "cpu" and spec.attention:
+        raise OptionError("precision.attention with precision.target 'cpu'", expected="attention in float32 on a CPU")
 
 
 def _check_calibration(spec: CalibrationSpec) -> None:
@@ -266,5 +275,9 @@ def spec_text(spec: DeploymentSpec) -> str:
 
 
 def _toml(value: object) -> str:
-    """JSON's form of texts, numbers, truth values and lists is TOML's, too; None, which TOML lacks, is 0."""
-    return json.dumps(list(value) if isinstance(value, tuple) else 0 if value is None else value)
+    """JSON's form of texts, numbers, truth values and lists is TOML's, too; None, which TOML lacks, is 0.
+
+    Not JSON's escapes beyond 16 bits, which are pairs of surrogates.
+    """
+    text = json.dumps(list(value) if isinstance(value, tuple) else 0 if value is None else value, ensure_ascii=False)
+    return text.replace("\x7f", "\\u007f")  # the one control character that JSON leaves as it is

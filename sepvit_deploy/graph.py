@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 MAX_BYTES = 2**31 - 1
 """Protobuf's limit for one file; larger graphs would need external data."""
 
+MAX_DIMENSION = 1 << 26
+"""Longest dimension whose shapes are inferred; a layer of SepViT stays far below it."""
+
 
 def load_graph(path: Path) -> onnx.ModelProto:
     """Read an ONNX file with its weights.
@@ -138,6 +141,10 @@ def static_shapes(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
     """
     import onnx
 
+    for value in (*model.graph.input, *model.graph.value_info, *model.graph.output):
+        longest = max((dim.dim_value for dim in value.type.tensor_type.shape.dim), default=0)
+        if longest > MAX_DIMENSION:  # data_prop writes down every element of an integer vector
+            raise GraphError(f"{value.name} has a dimension of {longest}", expected=f"at most {MAX_DIMENSION}")
     try:
         inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:

@@ -79,7 +79,7 @@ def export(
     suffix = "" if task == "classify" else "_dense"
     if num_classes is not None and num_classes < 1:
         raise OptionError(f"--num-classes {num_classes}", expected="1 or more")
-    if precision == "fp32" and (images or samples or keep):
+    if precision == "fp32" and (images or samples is not None or keep):
         raise OptionError("--images, --samples or --keep with --precision fp32", expected="--precision fp16 or int8")
     fp32 = output or Path(f"sepvit_{variant}{suffix}.onnx")
     lowered = fp32

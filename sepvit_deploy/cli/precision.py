@@ -52,6 +52,7 @@ def calibrate(
     from sepvit_deploy import pipeline
 
     output = output or file.with_suffix(".scales.json")
+    _require_other(output, file)
     with show.progress() as report:
         report("calibrating")
         table = pipeline.calibrate(
@@ -89,7 +90,7 @@ def smooth(
     from sepvit_deploy import pipeline
 
     output = output or Path(f"{file.stem}_smooth.onnx")
-    _require_other(file, output)
+    _require_other(output, file)
     with show.progress() as report:
         passport = pipeline.smooth(file, images, output, alpha=alpha, samples=samples, warn=show.warn, report=report)
     if as_json:
@@ -115,6 +116,10 @@ def quantize(
     ] = None,
     attention: Annotated[bool, typer.Option("--attention", help="INT8 inside the attention of windows, too.")] = False,
     images: OptionalImages = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(help="Of --images, for fp16; default: the manifest's number, or 512.", show_default=False),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Default: ./NAME_PRECISION.onnx.", show_default=False)
     ] = None,
@@ -124,7 +129,7 @@ def quantize(
     from sepvit_deploy import pipeline
 
     output = output or Path(f"{file.stem}_{precision}{'_cpu' if target == 'cpu' else ''}.onnx")
-    _require_other(file, output)
+    _require_other(output, file, scales)
     with show.progress() as report:
         done = pipeline.quantize(
             file,
@@ -136,6 +141,7 @@ def quantize(
             rest=rest,
             attention=attention,
             images=images,
+            samples=samples,
             report=report,
             warn=show.warn,
         )
@@ -171,7 +177,7 @@ def sensitivity(
             scales=scales,
             method=method,
             percentile=percentile,
-            samples=samples or 256,
+            samples=256 if samples is None else samples,
             agreement=agreement,
             alone=alone,
             threads=require_threads(threads),
@@ -250,8 +256,13 @@ def evaluate(
         results.evaluation(found)
 
 
-def _require_other(file: Path, output: Path) -> None:
+def _require_other(output: Path, *inputs: Path | None) -> None:
+    """Neither ``output`` nor its passport may take the place of an input or of an input's passport."""
     import os
 
-    if os.path.realpath(file) == os.path.realpath(output):
-        raise OptionError(f"--output {output} is the FP32 file itself", expected="another file to write")
+    from sepvit_deploy.artifact import passport_path
+
+    taken = {os.path.realpath(place) for path in inputs if path for place in (path, passport_path(path))}
+    for place in (output, passport_path(output)):
+        if os.path.realpath(place) in taken:
+            raise OptionError(f"--output {output} would overwrite {place}, an input", expected="another file to write")

@@ -42,8 +42,9 @@ def calibrated(path: Path, scales: ScaleTable) -> None:
 
 def smoothed(path: Path, passport: Passport) -> None:
     """What smooth wrote."""
-    sqnr = min(tensor["sqnr_db"] or 0.0 for tensor in passport.facts["parity"]["tensors"])
-    say(f"{path}: {passport.bytes / 1e6:.1f} MB, FP32, computes the same (lowest SQNR of any tensor {sqnr:.0f} dB)")
+    known = [tensor["sqnr_db"] for tensor in passport.facts["parity"]["tensors"] if tensor["sqnr_db"] is not None]
+    lowest = f"lowest SQNR of any tensor {min(known):.0f} dB" if known else "every tensor is equal"
+    say(f"{path}: {passport.bytes / 1e6:.1f} MB, FP32, computes the same ({lowest})")
     say(f"calibrate it next: sepvit-deploy calibrate {path} --images DIR")
 
 

@@ -291,3 +291,9 @@ def test_rename_values_reaches_into_branches() -> None:
     assert list(ends["left"].input) == list(ends["deeper"].input) == ["tap"]
     assert list(ends["deeper"].output) == ["deep"]
     onnx.checker.check_model(model)
+
+
+def test_a_dimension_that_inference_would_write_out_is_refused() -> None:
+    text = '<ir_version: 9, opset_import: ["": 20]> g (int64[1099511627776] x) => (int64[N] y) { y = Squeeze(x) }'
+    with pytest.raises(GraphError, match="x has a dimension of 1099511627776; expected at most 67108864"):
+        static_shapes(onnx.parser.parse_model(text))
