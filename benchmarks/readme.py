@@ -1,8 +1,8 @@
-"""Write into README.md what its commands print, and the table of the last benchmark.
+"""Write into README.md what its commands print, and the tables of the last benchmarks.
 
-    python benchmarks/readme.py RESULT.md        # e.g. benchmarks/results/amd-epyc-2/export.md
+    python benchmarks/readme.py benchmarks/results/MACHINE
 
-The first part runs the commands of "The main job" in an empty folder and keeps their stdout.
+Both lists of commands run in an empty folder, the second one beside this repository's benchmarks/, models/ and calib/.
 """
 
 from __future__ import annotations
@@ -13,30 +13,40 @@ import sys
 import tempfile
 from pathlib import Path
 
-README = Path(__file__).parents[1] / "README.md"
-SECTION = "## The main job"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+SECTIONS = {"output": "## The main job", "precision": "## FP16 and INT8"}
+SHORTENED = ("python", "sepvit-deploy calibrate")
+"""Commands that run, and whose output is left out: it is long, and no result."""
 
 
 def main() -> None:
-    """Fill both marked parts."""
+    """Fill all marked parts."""
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    result = Path(sys.argv[1]).read_text(encoding="utf-8")
+    results = Path(sys.argv[1])
     text = README.read_text(encoding="utf-8")
-    section = text[text.index(SECTION) :]
-    commands = re.findall(r"^\$ (sepvit-deploy .*)$", section[: section.index("<!-- output: begin -->")], re.MULTILINE)
-    text = filled(text, "output", "```text\n" + printed(commands) + "```\n")
-    README.write_text(filled(text, "benchmark", result), encoding="utf-8")
+    for name, title in SECTIONS.items():
+        section = text[text.index(title) :]
+        section = section[: section.index(f"<!-- {name}: begin -->")]
+        text = filled(text, name, "```text\n" + printed(re.findall(r"^\$ (.*)$", section, re.MULTILINE)) + "```\n")
+    text = filled(text, "benchmark", (results / "export.md").read_text(encoding="utf-8"))
+    text = filled(text, "accuracy", (results / "precision.md").read_text(encoding="utf-8"))
+    README.write_text(text, encoding="utf-8")
 
 
 def printed(commands: list[str]) -> str:
     """The stdout of commands, run one after the other in an empty folder."""
     shown = []
     with tempfile.TemporaryDirectory() as folder:
+        for name in ("benchmarks", "models", "calib"):
+            Path(folder, name).symlink_to(ROOT / name)
         for command in commands:
-            done = subprocess.run(command.split(), cwd=folder, stdout=subprocess.PIPE, text=True, check=True)
-            lines = [line.rstrip() for line in done.stdout.splitlines()]
-            shown.append("\n".join([f"$ {command}", *lines]))
+            words = [sys.executable if word == "python" else word for word in command.split()]
+            done = subprocess.run(words, cwd=folder, stdout=subprocess.PIPE, text=True, check=True)
+            if not command.startswith(SHORTENED):
+                lines = [line.rstrip() for line in done.stdout.splitlines()]
+                shown.append("\n".join([f"$ {command}", *lines]))
     return "\n\n".join(shown) + "\n"
 
 

@@ -1,74 +1,95 @@
 """SepViT from weights to a checked ONNX file, and on to the GPU.
 
     from pathlib import Path
-    from sepvit_deploy import audit, check, export, load_graph
+    from sepvit_deploy import audit, calibrate, check, export, load_graph, quantize
 
     exported = export("t", Path("sepvit_t.onnx"))       # random weights unless weights=Path(...)
     assert check(exported.path).passed                    # against the model as the paper writes it
     print(audit(load_graph(exported.path)).operators)
+    calibrate(exported.path, Path("photographs"), Path("t.scales.json"))
+    quantize(exported.path, Path("t_int8.onnx"), precision="int8", scales=Path("t.scales.json"))
 
-Importing this package loads none of torch, onnx, onnxruntime, numpy: each function loads what it needs.
+Importing this package loads nothing: each name is loaded when it is first asked for, and each function what it needs.
 """
 
 from __future__ import annotations
 
+import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from sepvit_deploy.artifact import Passport, read_passport
-from sepvit_deploy.audit import Audit, audit
-from sepvit_deploy.bench import Point, bench
-from sepvit_deploy.doctor import Diagnosis, diagnose
-from sepvit_deploy.errors import (
-    AuditFailed,
-    CheckFailed,
-    CheckpointError,
-    GraphError,
-    ImageError,
-    InputError,
-    MissingDependency,
-    OptionError,
-    OutputError,
-    ParityFailed,
-    PassportError,
-    SepvitError,
-)
-from sepvit_deploy.export import onnx_from_torch
-from sepvit_deploy.graph import load_graph
-from sepvit_deploy.images import load_batch, load_image, preprocess
-from sepvit_deploy.parity import Parity, Tolerance, compare
-from sepvit_deploy.pipeline import Exported, check, export
-from sepvit_deploy.predict import Prediction, predict
-from sepvit_deploy.simplify import simplify
-from sepvit_deploy.spec import ModelSpec, Preprocessing
-from sepvit_deploy.variants import VARIANTS, Variant
-
 if TYPE_CHECKING:
+    from sepvit_deploy.artifact import Passport, read_passport
+    from sepvit_deploy.audit import Audit, audit
+    from sepvit_deploy.bench import Point, bench
+    from sepvit_deploy.deployment import DeploymentSpec, default_spec, read_spec
+    from sepvit_deploy.doctor import Diagnosis, diagnose
+    from sepvit_deploy.errors import (
+        AcceptanceFailed,
+        AuditFailed,
+        CheckFailed,
+        CheckpointError,
+        GraphError,
+        HeadroomFailed,
+        ImageError,
+        InputError,
+        MissingDependency,
+        OptionError,
+        OutputError,
+        ParityFailed,
+        PassportError,
+        SepvitError,
+    )
+    from sepvit_deploy.evaluate import Evaluation
+    from sepvit_deploy.export import onnx_from_torch
+    from sepvit_deploy.graph import load_graph
+    from sepvit_deploy.images import load_batch, load_image, preprocess
+    from sepvit_deploy.lint import LintReport, lint
     from sepvit_deploy.model.checkpoint import load_checkpoint
     from sepvit_deploy.model.rewrite import rewrite
     from sepvit_deploy.model.sepvit import build_model
+    from sepvit_deploy.parity import Parity, Tolerance, compare
+    from sepvit_deploy.pipeline import (
+        Deployed,
+        Exported,
+        Lowered,
+        calibrate,
+        check,
+        deploy,
+        evaluate,
+        export,
+        quantize,
+        sensitivity,
+        smooth,
+    )
+    from sepvit_deploy.predict import Prediction, predict
     from sepvit_deploy.runners.onnxruntime import OnnxRuntimeRunner
     from sepvit_deploy.runners.torch import TorchRunner
-
-_HEAVY = {
-    "build_model": "sepvit_deploy.model.sepvit",
-    "load_checkpoint": "sepvit_deploy.model.checkpoint",
-    "rewrite": "sepvit_deploy.model.rewrite",
-    "OnnxRuntimeRunner": "sepvit_deploy.runners.onnxruntime",
-    "TorchRunner": "sepvit_deploy.runners.torch",
-}
-"""Names whose modules import torch or ONNX Runtime, loaded when first asked for."""
+    from sepvit_deploy.scales import ScaleTable, read_scales
+    from sepvit_deploy.sensitivity import Sensitivity
+    from sepvit_deploy.simplify import simplify
+    from sepvit_deploy.spec import ModelSpec, Preprocessing
+    from sepvit_deploy.variants import VARIANTS, Variant
 
 __all__ = [
     "VARIANTS",
+    "AcceptanceFailed",
     "Audit",
     "AuditFailed",
     "CheckFailed",
     "CheckpointError",
+    "Deployed",
+    "DeploymentSpec",
     "Diagnosis",
+    "Evaluation",
     "Exported",
     "GraphError",
+    "HeadroomFailed",
     "ImageError",
     "InputError",
+    "LintReport",
+    "Lowered",
     "MissingDependency",
     "ModelSpec",
     "OnnxRuntimeRunner",
@@ -81,6 +102,8 @@ __all__ = [
     "Point",
     "Prediction",
     "Preprocessing",
+    "ScaleTable",
+    "Sensitivity",
     "SepvitError",
     "Tolerance",
     "TorchRunner",
@@ -88,10 +111,15 @@ __all__ = [
     "audit",
     "bench",
     "build_model",
+    "calibrate",
     "check",
     "compare",
+    "default_spec",
+    "deploy",
     "diagnose",
+    "evaluate",
     "export",
+    "lint",
     "load_batch",
     "load_checkpoint",
     "load_graph",
@@ -99,17 +127,70 @@ __all__ = [
     "onnx_from_torch",
     "predict",
     "preprocess",
+    "quantize",
     "read_passport",
+    "read_scales",
+    "read_spec",
     "rewrite",
+    "sensitivity",
     "simplify",
+    "smooth",
 ]
+
+_PUBLIC = {
+    "artifact": "Passport read_passport",
+    "audit": "Audit audit",
+    "bench": "Point bench",
+    "deployment": "DeploymentSpec default_spec read_spec",
+    "doctor": "Diagnosis diagnose",
+    "errors": "AcceptanceFailed AuditFailed CheckFailed CheckpointError GraphError HeadroomFailed ImageError "
+    "InputError MissingDependency OptionError OutputError ParityFailed PassportError SepvitError",
+    "evaluate": "Evaluation",
+    "export": "onnx_from_torch",
+    "graph": "load_graph",
+    "images": "load_batch load_image preprocess",
+    "lint": "LintReport lint",
+    "model.checkpoint": "load_checkpoint",
+    "model.rewrite": "rewrite",
+    "model.sepvit": "build_model",
+    "parity": "Parity Tolerance compare",
+    "pipeline": "Deployed Exported Lowered calibrate check deploy evaluate export quantize sensitivity smooth",
+    "predict": "Prediction predict",
+    "runners.onnxruntime": "OnnxRuntimeRunner",
+    "runners.torch": "TorchRunner",
+    "scales": "ScaleTable read_scales",
+    "sensitivity": "Sensitivity",
+    "simplify": "simplify",
+    "spec": "ModelSpec Preprocessing",
+    "variants": "VARIANTS Variant",
+}
+"""Public names by the module that they come from."""
+_SOURCE = {name: module for module, names in _PUBLIC.items() for name in names.split()}
+_TORCH = frozenset({"model.checkpoint", "model.rewrite", "model.sepvit", "runners.torch"})
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HEAVY:
+    if name not in _SOURCE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from sepvit_deploy.optional import require
+    module = f"{__name__}.{_SOURCE[name]}"
+    if _SOURCE[name] in _TORCH or _SOURCE[name] == "runners.onnxruntime":
+        from sepvit_deploy.optional import require
 
-    if not name.startswith("Onnx"):
-        require("torch", extra="torch")
-    return getattr(require(_HEAVY[name], extra="torch"), name)
+        if _SOURCE[name] in _TORCH:
+            require("torch", extra="torch")
+        value = getattr(require(module, extra="torch"), name)
+    else:
+        value = getattr(importlib.import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+class _Package(ModuleType):
+    """The package, where `sepvit_deploy.lint` is the function, whether or not its module was imported before."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (isinstance(value, ModuleType) and name in _SOURCE):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

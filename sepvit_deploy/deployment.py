@@ -93,7 +93,9 @@ class DeploymentSpec:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
-            raise OptionError(f"name is {self.name!r}", expected="a file's name: letters, digits, '.', '_' and '-'")
+            raise OptionError(
+                f"name is {self.name!r:.110}", expected="a file's name: letters, digits, '.', '_' and '-'"
+            )
         if self.preprocessing.size != self.model.size:
             raise OptionError(
                 f"preprocessing.size is {list(self.preprocessing.size)}", expected=f"model.size {list(self.model.size)}"
@@ -150,7 +152,7 @@ def spec_from_dict(document: Mapping[str, Any]) -> DeploymentSpec:
     defaults = model.preprocessing.to_dict()
     given = values.get("preprocessing", {})
     if not isinstance(given, Mapping):
-        raise OptionError(f"preprocessing is {given!r}", expected="a table of keys and values")
+        raise OptionError(f"preprocessing is {given!r:.60}", expected="a table of keys and values")
     values["model"] = model
     merged = _known("preprocessing", Preprocessing, {**defaults, **given})
     if type(merged["resize_shorter"]) is int and not merged["resize_shorter"]:
@@ -174,14 +176,14 @@ _T = TypeVar("_T")
 def _known(what: str, cls: type[_T], values: object) -> dict[str, Any]:
     """The keys of a table, all of them fields of ``cls``, none without a default left out."""
     if not isinstance(values, Mapping):
-        raise OptionError(f"{what} is {values!r}", expected="a table of keys and values")
+        raise OptionError(f"{what} is {values!r:.60}", expected="a table of keys and values")
     names = [entry.name for entry in fields(cls)]  # type: ignore[arg-type]
     prefix = f"{what}." if what else ""
     for key in values:
         if key not in names:
             near = difflib.get_close_matches(str(key), names, 1, 0.5)
             raise OptionError(
-                f"unknown key {prefix}{key}",
+                f"unknown key {prefix}{key:.60}",
                 expected=", ".join(prefix + name for name in names),
                 hint=f"did you mean {prefix}{near[0]}?" if near else None,
             )
@@ -207,13 +209,13 @@ def _checked(what: str, cls: type[Any], values: dict[str, Any]) -> dict[str, Any
         else:
             good = type(value) is type(default)
         if not good:
-            raise OptionError(f"{what}.{entry.name} is {value!r}", expected=f"the like of {json.dumps(default)}")
+            raise OptionError(f"{what}.{entry.name} is {value!r:.60}", expected=f"the like of {json.dumps(default)}")
     return values
 
 
 def _one_of(key: str, value: object, allowed: object) -> None:
     if value not in get_args(allowed):
-        raise OptionError(f"{key} is {value!r}", expected=" or ".join(get_args(allowed)))
+        raise OptionError(f"{key} is {value!r:.60}", expected=" or ".join(get_args(allowed)))
 
 
 def _within(key: str, value: float, low: float, high: float) -> None:
@@ -223,7 +225,7 @@ def _within(key: str, value: float, low: float, high: float) -> None:
 
 def _check_weights(spec: WeightsSpec) -> None:
     if spec.sha256 and not re.fullmatch("[0-9a-f]{64}", spec.sha256):
-        raise OptionError(f"weights.sha256 is {spec.sha256!r}", expected="64 hexadecimal digits, or nothing")
+        raise OptionError(f"weights.sha256 is {spec.sha256!r:.70}", expected="64 hexadecimal digits, or nothing")
 
 
 def _check_export(spec: ExportSpec) -> None:

@@ -45,7 +45,7 @@ class Site:
         name: the layer, ``stage2.block0.mlp.fc1``.
         node: the node, ``stage2.block0.mlp.fc1/MatMul``.
         op: ``MatMul`` or ``Conv``.
-        activation: tensor at the node's input 0.
+        activation: tensor at the node's input 0; output: the tensor that the node gives.
         weight: initializer at the node's input 1: (in, out) of a MatMul, (out, in, kh, kw) of a Conv.
         axis: of the output channels in the weight.
         group: stage and kind, ``stage2.fc1``; the head's is ``head``.
@@ -60,6 +60,7 @@ class Site:
     axis: int
     group: str
     default: bool
+    output: str
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,8 @@ def sites(model: onnx.ModelProto) -> list[Site]:
         if product or (node.op_type == "Conv" and len(dims) == 4):
             group = f"{place[1]}.{KINDS[place[2]]}" if place else "head"
             axis = 1 if product else 0
-            found.append(
-                Site(name, node.name, node.op_type, node.input[0], node.input[1], axis, group, place is not None)
-            )
+            tensors = (node.input[0], node.input[1])
+            found.append(Site(name, node.name, node.op_type, *tensors, axis, group, place is not None, node.output[0]))
     if not found:
         raise GraphError(
             "the graph has no linear layer or patch embedding of SepViT",
@@ -144,6 +144,8 @@ def attention_sites(model: onnx.ModelProto) -> list[AttentionSite]:
 def observed(model: onnx.ModelProto, *, attention: bool = False, everything: bool = False) -> list[str]:
     """Tensors whose ranges a scale table must hold, each once, in graph order.
 
+    These are what the sites read and what the patch embeddings give: some forms keep that in INT8 too.
+
     Args:
         attention: also those of INT8 attention; its softmax needs none, for its range is known.
         everything: every activation that `NAIVE_OPERATORS` take or give instead, for comparison.
@@ -151,7 +153,8 @@ def observed(model: onnx.ModelProto, *, attention: bool = False, everything: boo
     Raises:
         GraphError: there is nothing to quantise.
     """
-    wanted = {site.activation for site in sites(model)}
+    found = sites(model)
+    wanted = {site.activation for site in found} | {site.output for site in found if site.op == "Conv"}
     if attention:
         wanted |= {tensor for site in attention_sites(model) for tensor in (site.q, site.k, site.v, site.output)}
     if everything:

@@ -25,7 +25,7 @@ from sepvit_deploy.placement import (
     require_flat,
     sites,
 )
-from sepvit_deploy.qdq import CPU_WEIGHT_STEPS, STEPS, Product, asymmetric, insert, symmetric
+from sepvit_deploy.qdq import CODES, UNSIGNED_STEPS, Product, asymmetric, insert, symmetric
 from sepvit_deploy.scales import ScaleTable, weights_digest
 
 if TYPE_CHECKING:
@@ -92,10 +92,14 @@ def int8_from_fp32(
 ) -> Quantized:
     """Quantise a float32 graph.
 
+    With a float32 rest the patch embeddings give INT8 too: ONNX Runtime has no quick convolution of INT8 that gives
+    float. With an FP16 rest they give FP16.
+
     Args:
         model: left as it is.
         graph_sha256: of its file, as the table has it.
-        target: ``tensorrt`` for symmetric int8, ``cpu`` for ONNX Runtime: activations in uint8.
+        target: ``tensorrt`` for symmetric int8, ``cpu`` for ONNX Runtime: activations in uint8, and weights whose sums
+            do not saturate (see `qdq`).
         rest: precision of everything else; by default FP16 for TensorRT, FP32 for a CPU.
         keep: shell-style patterns of sites, nodes or groups to leave out of INT8 ("stage0.*", "*.fc2").
         include: patterns of what is left out by default, to put in: the head.
@@ -117,6 +121,8 @@ def int8_from_fp32(
     readers: dict[str, set[tuple[str, int]] | None] = {}
     for site in chosen:
         _reads(readers, site.activation, (site.node, 0))
+        if site.op == "Conv" and not half:
+            readers[site.output] = None
     for block in blocks:
         _reads(readers, block.q, (block.scores, 0))
         _reads(readers, block.k, (block.scores, 1))
@@ -126,8 +132,7 @@ def int8_from_fp32(
     known = {block.softmax: symmetric(block.softmax, 1.0, half=half) for block in blocks}
     grids = known | _grids(model, table, graph_sha256, [name for name in readers if name not in known], target, half)
     products = [Product(site.node, site.weight, site.axis) for site in chosen]
-    steps = CPU_WEIGHT_STEPS if target == "cpu" else STEPS
-    changed = insert(model, grids, readers, products, steps=steps, half=half)
+    changed = insert(model, grids, readers, products, pair_safe=target == "cpu", half=half)
     return _finished(changed, chosen, kept, blocks, len(grids), rest, safe)
 
 
@@ -245,7 +250,9 @@ def _grids(
 ) -> dict[str, Grid]:
     table.require_for(graph_sha256=graph_sha256, weights_sha256=weights_digest(model), tensors=names)
     if target == "cpu":
-        return {name: asymmetric(*table.tensors[name].clipped) for name in names}
+        multiplied = {site.activation for site in sites(model)}
+        codes = {name: CODES if name in multiplied else UNSIGNED_STEPS for name in names}
+        return {name: asymmetric(*table.tensors[name].clipped, codes=codes[name]) for name in names}
     return {name: symmetric(name, table.tensors[name].threshold, half=half) for name in names}
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from sepvit_deploy.artifact import passport_path
 from sepvit_deploy.errors import OptionError
 from sepvit_deploy.spec import MAX_BATCH
 
@@ -48,6 +50,18 @@ def require_threads(threads: int | None) -> int | None:
     if threads is not None and not 1 <= threads <= 1024:
         raise OptionError(f"--threads {threads}", expected="1 to 1024")
     return threads
+
+
+def require_other(output: Path, *inputs: Path | None) -> None:
+    """Keep ``output`` and its passport from taking the place of an input or of an input's passport.
+
+    Raises:
+        OptionError: one would.
+    """
+    taken = {os.path.realpath(place) for path in inputs if path for place in (path, passport_path(path))}
+    for place in (output, passport_path(output)):
+        if os.path.realpath(place) in taken:
+            raise OptionError(f"--output {output} would overwrite {place}, an input", expected="another file to write")
 
 
 def parse_batch(text: str, expected: str, *, whole: str | None = None) -> int:

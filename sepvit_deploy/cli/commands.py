@@ -20,6 +20,7 @@ from sepvit_deploy.cli.app import (
     ThreadsOption,
     app,
     parse_batch,
+    require_other,
     require_threads,
 )
 from sepvit_deploy.errors import OptionError, ParityFailed
@@ -86,6 +87,7 @@ def export(
     if precision != "fp32":
         lowered = output or fp32.with_name(f"{fp32.stem}_{precision}.onnx")
         fp32 = output.with_name(f"{output.stem}_fp32.onnx") if output else fp32
+        require_other(lowered, weights)
     with show.progress() as report:
         export_fp32 = functools.partial(
             pipeline.export,

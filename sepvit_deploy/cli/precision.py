@@ -20,9 +20,9 @@ from sepvit_deploy.cli.app import (
     ThreadsOption,
     UnreadableOption,
     app,
+    require_other,
     require_threads,
 )
-from sepvit_deploy.errors import OptionError
 
 OptionalImages = Annotated[
     Path | None,
@@ -52,7 +52,7 @@ def calibrate(
     from sepvit_deploy import pipeline
 
     output = output or file.with_suffix(".scales.json")
-    _require_other(output, file)
+    require_other(output, file)
     with show.progress() as report:
         report("calibrating")
         table = pipeline.calibrate(
@@ -90,7 +90,7 @@ def smooth(
     from sepvit_deploy import pipeline
 
     output = output or Path(f"{file.stem}_smooth.onnx")
-    _require_other(output, file)
+    require_other(output, file)
     with show.progress() as report:
         passport = pipeline.smooth(file, images, output, alpha=alpha, samples=samples, warn=show.warn, report=report)
     if as_json:
@@ -129,7 +129,7 @@ def quantize(
     from sepvit_deploy import pipeline
 
     output = output or Path(f"{file.stem}_{precision}{'_cpu' if target == 'cpu' else ''}.onnx")
-    _require_other(output, file, scales)
+    require_other(output, file, scales)
     with show.progress() as report:
         done = pipeline.quantize(
             file,
@@ -222,6 +222,9 @@ def evaluate(
     samples: Annotated[int | None, typer.Option(help="Pictures to use; default: all.", show_default=False)] = None,
     batch: Annotated[int, typer.Option(help="Images at a time.")] = 8,
     threads: ThreadsOption = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Threads that decode; default: up to 4.", show_default=False)
+    ] = None,
     max_unreadable: UnreadableOption = 10,
     resume: Annotated[
         Path | None,
@@ -242,6 +245,7 @@ def evaluate(
             samples=samples,
             batch=batch,
             threads=require_threads(threads),
+            workers=workers,
             max_unreadable=max_unreadable,
             resume=resume,
             progress=show.percent(report, "evaluating"),
@@ -254,15 +258,3 @@ def evaluate(
         show.json_document(document)
     else:
         results.evaluation(found)
-
-
-def _require_other(output: Path, *inputs: Path | None) -> None:
-    """Neither ``output`` nor its passport may take the place of an input or of an input's passport."""
-    import os
-
-    from sepvit_deploy.artifact import passport_path
-
-    taken = {os.path.realpath(place) for path in inputs if path for place in (path, passport_path(path))}
-    for place in (output, passport_path(output)):
-        if os.path.realpath(place) in taken:
-            raise OptionError(f"--output {output} would overwrite {place}, an input", expected="another file to write")

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from sepvit_deploy.accuracy import Share
     from sepvit_deploy.artifact import Passport
     from sepvit_deploy.evaluate import Evaluation
+    from sepvit_deploy.headroom import Headroom
     from sepvit_deploy.lint import LintReport
     from sepvit_deploy.pipeline import Deployed, Lowered
     from sepvit_deploy.scales import ScaleTable
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 20
 MOST_FLIPS = 10
+MOST_TENSORS = 4
 
 
 def calibrated(path: Path, scales: ScaleTable) -> None:
@@ -62,17 +64,28 @@ def lowered(done: Lowered) -> None:
         kept = f", kept out of it: {', '.join(done.kept)}" if done.kept else ""
         say(f"{len(done.quantized)} layers in INT8 behind {done.pairs} Q/DQ pairs{kept}")
     if done.headroom is not None:
-        first = done.headroom.tensors[0]
-        say(
-            f"head-room on {done.headroom.images} images: the largest |x| is {first.largest:.4g} "
-            f"({first.share:.2%} of FP16's range), at {first.tensor} on {as_text(first.image)}"
-        )
+        _headroom(done.headroom)
     say(
         f"against the FP32 file on {compared.images} {compared.source}: SQNR {worst.sqnr_db:.1f} dB"
         f"{agreement_text(compared)}; what it costs on yours: sepvit-deploy evaluate {done.path} --images DIR "
         f"--against {done.passport.parents[0].name}"
     )
     _warnings(done.lint)
+
+
+def _headroom(found: Headroom) -> None:
+    """The tensors that come closest to FP16's largest number, and those that lose the most below its smallest."""
+    numbers = ("largest |x|", "below 65504 by", "subnormal")
+    rows = new_table(
+        f"FP16 head-room on {found.images} images", "tensor", *numbers, "image of the largest", right=numbers
+    )
+    closest = found.tensors[:MOST_TENSORS]
+    finest = sorted(found.tensors[MOST_TENSORS:], key=lambda tensor: -tensor.subnormal)[:MOST_TENSORS]
+    for tensor in (*closest, *finest):
+        factor = f"{1 / tensor.share:.0f} times" if tensor.share else ""
+        name = as_text(tensor.image.rsplit("/", 1)[-1])
+        rows.add_row(as_text(tensor.tensor), f"{tensor.largest:.4g}", factor, f"{tensor.subnormal:.2%}", name)
+    console().print(rows)
 
 
 def lowered_document(done: Lowered) -> dict[str, Any]:
@@ -97,8 +110,9 @@ def linted(name: str, found: LintReport) -> None:
         _more(len(found.findings) - MOST_ROWS, "findings")
     for kind, operators in sorted(found.products.items()):
         say(f"{kind}: " + ", ".join(f"{count} {operator}" for operator, count in sorted(operators.items())))
-    worst = {finding.severity for finding in found.findings}
-    say(f"{name}: " + ("TensorRT would refuse it" if not found.passed else "passed" + (" with warnings" * bool(worst))))
+    warnings = sum(finding.severity == "warning" for finding in found.findings)
+    passed = "passed" + (f" with {warnings} warning{'s' * (warnings > 1)}" if warnings else "")
+    say(f"{name}: {passed if found.passed else 'TensorRT would refuse it'}")
 
 
 def _warnings(found: LintReport) -> None:

@@ -16,6 +16,7 @@ from sepvit_deploy.pipeline.exporting import Exported, export
 from sepvit_deploy.pipeline.lowering import Lowered, Progress, Warn, calibrate, quantize, smooth
 from sepvit_deploy.pipeline.measuring import agreement_on
 from sepvit_deploy.pipeline.opened import Report
+from sepvit_deploy.ranges import method_named
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def deploy(
     if source is None and precision == "int8":
         raise OptionError(f"{spec.name} names no images", expected="some to calibrate on", hint="give --images DIR")
     if source is not None:
-        image_set(source, samples=samples, warn=warn)  # refused now, rather than after the export
+        image_set(source, samples=samples)  # refused now, rather than after the export
     _require_weights(spec, checkpoint)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -96,7 +97,14 @@ def deploy(
     elif precision == "fp16":
         report("converting")
         made = quantize(
-            fp32, out / f"{spec.name}.onnx", precision="fp16", keep=spec.precision.keep, images=source, report=report
+            fp32,
+            out / f"{spec.name}.onnx",
+            precision="fp16",
+            keep=spec.precision.keep,
+            images=source,
+            samples=samples if source else None,
+            report=report,
+            warn=warn,
         )
         path = made.path
         room = f", largest |x| {made.headroom.tensors[0].largest:.4g}" if made.headroom else ", head-room not measured"
@@ -135,6 +143,7 @@ def export_lowered(
     if images is None and precision == "int8":
         raise OptionError("--precision int8 without --images", expected="pictures to calibrate on: --images DIR")
     artifact.require_writable(output)
+    method_named(method)
     if images is not None:
         image_set(images, samples=samples)  # refused now, rather than after the export
     export_fp32()
@@ -160,6 +169,7 @@ def export_lowered(
         keep=keep,
         target=target,
         images=images if precision == "fp16" else None,
+        samples=samples if precision == "fp16" and images else None,
         report=report,
         warn=warn,
     )
@@ -185,7 +195,7 @@ def _int8(
     if spec.precision.smooth:
         report("smoothing")
         path = out / f"{spec.name}_smooth.onnx"
-        smooth(fp32, source, path, alpha=spec.precision.smooth, samples=rule.samples, warn=warn, report=report)
+        smooth(fp32, source, path, alpha=spec.precision.smooth, samples=rule.samples, report=report)
         steps.append(Step("smooth", True, f"{path.name}, alpha {spec.precision.smooth:g}"))
     report("calibrating")
     scales = out / f"{spec.name}.scales.json"

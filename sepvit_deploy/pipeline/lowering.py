@@ -18,7 +18,7 @@ from sepvit_deploy.lint import LintReport, lint
 from sepvit_deploy.parity import Parity
 from sepvit_deploy.pipeline.checking import PARITY_BATCHES, RANDOM, TOLERANCES, onnx_runner, parity_facts
 from sepvit_deploy.pipeline.opened import Opened, Report, open_onnx
-from sepvit_deploy.precision import Target, fp16_from_fp32, int8_from_fp32
+from sepvit_deploy.precision import Target, fp16_from_fp32, int8_from_fp32, require_fp32
 from sepvit_deploy.scales import ScaleTable, read_scales, write_scales
 from sepvit_deploy.smooth import channel_maxima
 from sepvit_deploy.smooth import smooth as smooth_graph
@@ -79,6 +79,7 @@ def calibrate(
     """
     file = open_onnx(path)
     _, _, preprocessing = file.require_passport()
+    require_fp32(file.graph)
     artifact.require_writable(output)
     images = image_set(source, samples=samples, warn=warn)
     table = scales_from_images(
@@ -117,10 +118,11 @@ def smooth(
     """
     file = open_onnx(path)
     passport, spec, preprocessing = file.require_passport()
+    require_fp32(file.graph)
     artifact.require_writable(output)
     images = image_set(source, samples=samples, warn=warn)
     report("measuring channels")
-    maxima = channel_maxima(file.graph, (batch for _, batch in image_batches(images, preprocessing)))
+    maxima = channel_maxima(file.graph, (batch for _, batch in image_batches(images, preprocessing, warn=warn)))
     graph = smooth_graph(file.graph, maxima, alpha=alpha)
     report("comparing with the file")
     compared = _against_source(file, graph, output.name, "fp32")
@@ -148,6 +150,7 @@ def quantize(
     rest: Literal["fp16", "fp32"] | None = None,
     attention: bool = False,
     images: Path | None = None,
+    samples: int | None = None,
     report: Report = lambda step: None,
     warn: Warn = lambda text: None,
 ) -> Lowered:
@@ -161,6 +164,7 @@ def quantize(
         rest: of an INT8 file; None for FP16 with TensorRT, FP32 on a CPU.
         attention: INT8 also inside the attention within windows.
         images: a folder or manifest, to prove FP16's head-room on; with a scale table, its own images.
+        samples: of the images, for ``fp16``; a scale table has its own number.
 
     Raises:
         InputError: the file, the table, the images or an option is unusable, or does not fit the others.
@@ -174,20 +178,21 @@ def quantize(
             hint=None if scales else f"type: sepvit-deploy calibrate {path} --images DIR",
         )
     if precision == "fp16" and (target == "cpu" or attention or rest):
-        raise OptionError("--precision fp16 with options of int8", expected="--keep and --images alone")
+        raise OptionError("--precision fp16 with options of int8", expected="--keep, --images and --samples alone")
+    if samples is not None and (images is None or scales is not None):
+        raise OptionError("--samples without --images, or with --scales", expected="the images of fp16's head-room")
     artifact.require_writable(output)
     file = open_onnx(path)
     passport, spec, preprocessing = file.require_passport()
-    table = _table_for(file, scales, preprocessing) if scales else None
+    require_fp32(file.graph)
+    table = table_for(file, scales, preprocessing) if scales else None
     measured = None
     if images is not None:
-        chosen = image_set(images, samples=table.images.samples + table.images.skipped if table else None, warn=warn)
-        if table is not None:
-            require_same_images(table, chosen, scales)
+        chosen = image_set(images, samples=samples) if table is None else _images_of(table, images, scales)
         if precision == "fp16" or ((rest or target) != "fp32" and target != "cpu"):
             report("measuring head-room")
             some = image_set(images, samples=min(HEADROOM_IMAGES, len(chosen.files)))
-            measured = headroom(file.graph, image_batches(some, preprocessing))
+            measured = headroom(file.graph, image_batches(some, preprocessing, warn=warn))
             measured.require_finite(path.name)
     facts: dict[str, Any] = {"precision": precision, "keep": list(keep)}
     quantized: tuple[str, ...] = ()
@@ -225,7 +230,11 @@ def quantize(
 
 
 def image_batches(
-    images: ImageSet, preprocessing: Preprocessing, *, at_once: int = IMAGES_AT_ONCE
+    images: ImageSet,
+    preprocessing: Preprocessing,
+    *,
+    at_once: int = IMAGES_AT_ONCE,
+    warn: Warn = lambda text: None,
 ) -> Iterator[tuple[list[str], Array]]:
     """Names and inputs (B, 3, H, W) of an image set, a few at a time.
 
@@ -237,7 +246,7 @@ def image_batches(
     names: list[str] = []
     pixels: list[Array] = []
     index = -1
-    for index, one in decoded(images, preprocessing):
+    for index, one in decoded(images, preprocessing, skipped=lambda path, reason: warn(f"passed over: {reason}")):
         names.append(str(images.files[index]))
         pixels.append(one)
         if len(pixels) == at_once:
@@ -249,22 +258,28 @@ def image_batches(
         raise ImageError(f"{images.name} has no readable picture", expected="one or more")
 
 
-def require_same_images(table: ScaleTable, images: ImageSet, scales: Path | None) -> None:
-    """Refuse images that are not those of a scale table.
-
-    Raises:
-        PassportError: they changed since, or are others.
-    """
+def _images_of(table: ScaleTable, source: Path, scales: Path | None) -> ImageSet:
+    """The images of a scale table; PassportError where they changed since, or are others."""
+    try:
+        images = image_set(source, samples=table.images.samples + table.images.skipped)
+    except ImageError as error:
+        hint = error.hint if "--samples" not in (error.hint or "") else None  # the table has the number
+        raise ImageError(error.found, expected=f"the images that {scales} was calibrated on", hint=hint) from error
     if images.sha256 != table.images.sha256:
         raise PassportError(
-            f"{images.name} is not what {scales or 'the scale table'} was calibrated on "
-            f"(SHA-256 {images.sha256[:12]}...)",
+            f"{images.name} is not what {scales} was calibrated on (SHA-256 {images.sha256[:12]}...)",
             expected=f"{table.images.samples} images of {table.images.name} ({table.images.sha256[:12]}...)",
             hint="calibrate again, or give the images of then",
         )
+    return images
 
 
-def _table_for(file: Opened, scales: Path, preprocessing: Preprocessing) -> ScaleTable:
+def table_for(file: Opened, scales: Path, preprocessing: Preprocessing) -> ScaleTable:
+    """A scale table for a file, as far as its preprocessing goes.
+
+    Raises:
+        InputError: it is no scale table, or PassportError: of another preprocessing.
+    """
     table = read_scales(scales)
     if table.preprocessing != preprocessing.to_dict():
         differing = [key for key, value in preprocessing.to_dict().items() if table.preprocessing.get(key) != value]

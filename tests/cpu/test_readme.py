@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,19 +11,29 @@ from pathlib import Path
 from tests.repo.layers import ROOT
 from tests.repo.readme import commands
 
+FEWER = ["--test", "60"]
+"""Given to the command that makes pictures: the commands after it are as they stand."""
+
 
 def test_the_readmes_commands_run(tmp_path: Path) -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    typed = [command for command in commands(text) if command.startswith("sepvit-deploy ")]
-    assert [command.split()[1] for command in typed] == ["export", "check", "bench"]
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    typed = [command for command in commands(text) if not command.startswith(("make", "source"))]
+    main, precision = typed[:3], typed[3:]
+    assert [command.split()[1] for command in main] == ["export", "check", "bench"]
+    verbs = ["benchmarks/digits.py", "export", "calibrate", "quantize", "evaluate", "lint"]
+    assert [command.split()[1] for command in precision] == verbs
+    bin_folder = Path(sys.executable).parent
+    environment = os.environ | {"PATH": f"{bin_folder}:{os.environ['PATH']}"}
     for command in typed:
-        done = subprocess.run(
-            command.split(), cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-        )
+        if command == precision[0]:
+            assert sorted(path.name for path in tmp_path.iterdir()) == ["sepvit_t.onnx", "sepvit_t.onnx.json"]
+            for name in ("benchmarks", "models"):
+                (tmp_path / name).symlink_to(ROOT / name)
+            shutil.copytree(ROOT / "calib", tmp_path / "calib")  # its folder of pictures is beside it
+        words = command.split() + (FEWER if command == precision[0] else [])
+        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stdout
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["sepvit_t.onnx", "sepvit_t.onnx.json"]
 
 
 def test_the_readmes_python_is_the_public_api() -> None:

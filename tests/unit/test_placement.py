@@ -17,6 +17,7 @@ def test_linear_layers_are_sites_in_graph_order() -> None:
     fc1, fc2 = sites(mlp())
     assert (fc1.name, fc1.node, fc1.op) == (f"{BLOCK}.mlp.fc1", f"{BLOCK}.mlp.fc1/MatMul", "MatMul")
     assert (fc1.activation, fc1.weight, fc1.axis, fc1.group, fc1.default) == ("n", "w1", 1, "stage0.fc1", True)
+    assert (fc1.output, fc2.output) == ("h0", "o0")
     assert (fc2.activation, fc2.weight, fc2.group) == ("h", "w2", "stage0.fc2")
 
 
@@ -25,6 +26,12 @@ def test_a_dense_embedding_is_a_site_and_a_depthwise_peg_is_none() -> None:
     ["stage2.peg/Conv"] y = Conv<group = 8, pads = [1, 1, 1, 1]>(e, p)"""
     (site,) = sites(graph(body, {"w": (8, 3, 3, 3), "p": (8, 1, 3, 3)}, **IMAGE))
     assert (site.name, site.op, site.axis, site.group) == ("stage2.embed.proj", "Conv", 0, "stage2.embed")
+
+
+def test_what_a_dense_embedding_gives_is_observed_too() -> None:
+    body = """["stage1.embed.proj/Conv"] e = Conv<strides = [2, 2], pads = [1, 1, 1, 1]>(x, w)
+    ["stage1.peg/Conv"] y = Conv<group = 8, pads = [1, 1, 1, 1]>(e, p)"""
+    assert observed(graph(body, {"w": (8, 3, 3, 3), "p": (8, 1, 3, 3)}, **IMAGE)) == ["x", "e"]
 
 
 def test_the_head_is_a_site_that_waits_to_be_asked_for() -> None:

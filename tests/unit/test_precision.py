@@ -12,6 +12,7 @@ from onnx import TensorProto
 from sepvit_deploy.errors import GraphError, OptionError, PassportError
 from sepvit_deploy.placement import observed
 from sepvit_deploy.precision import Quantized, fp16_from_fp32, int8_everywhere, int8_from_fp32
+from sepvit_deploy.qdq import CODES
 from sepvit_deploy.scales import TensorRange
 from tests.unit.graphs import (
     ATTENTION,
@@ -64,6 +65,35 @@ def test_for_a_cpu_activations_are_uint8_and_the_rest_float32() -> None:
     found = types(quantised(mlp(), target="cpu").model)
     assert (found["n/q"], found["w1/int8"], found["n/dq"]) == (TensorProto.UINT8, TensorProto.INT8, TensorProto.FLOAT)
     assert TensorProto.FLOAT16 not in found.values()
+
+
+EMBED = """["stage1.embed.proj/Conv"] e = Conv<strides = [2, 2], pads = [1, 1, 1, 1]>(x, w, b)
+["stage1.embed/Neg"] y = Neg(e)"""
+
+
+@pytest.mark.parametrize(
+    ("options", "pairs"), [({}, ["x"]), ({"rest": "fp32"}, ["x", "e"]), ({"target": "cpu"}, ["x", "e"])]
+)
+def test_an_embedding_gives_int8_where_the_rest_is_float32(options: dict[str, str], pairs: list[str]) -> None:
+    model = graph(EMBED, {"w": (8, 3, 3, 3), "b": (8,)}, x="float[B,3,8,8] x", y="float[B,8,4,4] y")
+    x = np.random.default_rng(1).standard_normal((2, 3, 8, 8), dtype=np.float32)
+    ranges = table(model, x, observed(model))
+    result = int8_from_fp32(model, ranges, graph_sha256=DIGEST, **options)  # type: ignore[arg-type]
+    assert nodes_of(result.model, "QuantizeLinear") == [f"{name}/QuantizeLinear" for name in pairs]
+    assert result.pairs == len(pairs)
+    (expected,), (found,) = run(model, x), run(result.model, x)
+    assert 25 < sqnr_db(expected, found) < 60
+
+
+def test_for_a_cpu_what_products_read_has_fewer_codes() -> None:
+    model = graph(EMBED, {"w": (8, 3, 3, 3), "b": (8,)}, x="float[B,3,8,8] x", y="float[B,8,4,4] y")
+    x = np.random.default_rng(1).standard_normal((2, 3, 8, 8), dtype=np.float32)
+    ranges = table(model, x, observed(model))
+    result = int8_from_fp32(model, ranges, graph_sha256=DIGEST, target="cpu")
+    held = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in result.model.graph.initializer}
+    for name, codes in (("x", CODES), ("e", 255)):
+        span = ranges.tensors[name].maximum - ranges.tensors[name].minimum
+        assert held[f"{name}/scale"] == pytest.approx(span / codes)
 
 
 def test_the_scale_is_the_tables_threshold_over_127() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from tempfile import TemporaryDirectory
+
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,7 +14,18 @@ from onnx import TensorProto, numpy_helper
 
 from sepvit_deploy.errors import GraphError
 from sepvit_deploy.half import SMALLEST_NORMAL
-from sepvit_deploy.qdq import CPU_WEIGHT_STEPS, Grid, Product, asymmetric, insert, quantised_weight, symmetric
+from sepvit_deploy.qdq import (
+    CODES,
+    PAIR_SUM,
+    Grid,
+    Product,
+    asymmetric,
+    insert,
+    pair_safe_weight,
+    quantised_weight,
+    symmetric,
+)
+from sepvit_deploy.runners.onnxruntime import OnnxRuntimeRunner
 from tests.unit.graphs import BLOCK, MLP_WEIGHTS, graph, mlp, nodes_of, run, types
 
 X = np.random.default_rng(1).standard_normal((2, 5, 6), dtype=np.float32)
@@ -43,22 +57,26 @@ def test_a_scale_that_fp16_does_not_hold_is_refused_by_name(threshold: float) ->
     assert symmetric("stage0.embed", threshold, half=False).scale > 0
 
 
-@given(st.floats(-1e3, 1e3), st.floats(-1e3, 1e3))
-def test_the_asymmetric_grid_holds_its_ends_and_zero(a: float, b: float) -> None:
+@given(st.floats(-1e3, 1e3), st.floats(-1e3, 1e3), st.sampled_from([255, CODES]))
+def test_the_asymmetric_grid_holds_its_ends_and_zero(a: float, b: float, codes: int) -> None:
     low, high = min(a, b), max(a, b)
     if max(-low, high) < 1e-6:
         return
-    grid = asymmetric(low, high)
-    assert 0 <= grid.zero <= 255
+    grid = asymmetric(low, high, codes=codes)
+    assert 0 <= grid.zero <= codes
     assert (0 - grid.zero) * grid.scale <= min(low, 0) + grid.scale * 0.501
-    assert (255 - grid.zero) * grid.scale >= max(high, 0) - grid.scale * 0.501
+    assert (codes - grid.zero) * grid.scale >= max(high, 0) - grid.scale * 0.501
 
 
-@given(WEIGHTS, st.booleans(), st.sampled_from([127, CPU_WEIGHT_STEPS]), st.booleans())
-def test_a_weight_is_within_half_a_step(values: np.ndarray, half: bool, steps: int, whole: bool) -> None:
+@given(WEIGHTS, st.booleans(), st.booleans(), st.booleans())
+def test_a_weight_is_within_half_a_step(values: np.ndarray, half: bool, whole: bool, safe: bool) -> None:
     axis = None if whole else (1 if values.ndim == 2 else 0)
-    codes, scales = quantised_weight(values, axis, steps=steps, half=half)
-    assert (codes.dtype, codes.shape, np.abs(codes.astype(int)).max() <= steps) == (np.int8, values.shape, True)
+    if safe and axis is not None:
+        half = False
+        codes, scales = pair_safe_weight(values, axis)
+    else:
+        codes, scales = quantised_weight(values, axis, half=half)
+    assert (codes.dtype, codes.shape, np.abs(codes.astype(int)).max() <= 127) == (np.int8, values.shape, True)
     assert scales.shape == (() if whole else (values.shape[axis],))
     assert (scales > 0).all()
     if half:
@@ -156,9 +174,8 @@ def test_products_equal_fake_quantisation_in_numpy(
     model = graph(body, {"w": shape, "b": bias}, **(ends if conv else flat), seed=seed)
     axis = None if whole else (0 if conv else 1)
     grid = symmetric("x", threshold, half=False) if kind == "int8" else asymmetric(-threshold / 3, threshold)
-    steps = 127 if kind == "int8" else CPU_WEIGHT_STEPS
     node = f"p/{operator}"
-    changed = insert(model, {"x": grid}, {"x": {(node, 0)}}, [Product(node, "w", axis)], steps=steps)
+    changed = insert(model, {"x": grid}, {"x": {(node, 0)}}, [Product(node, "w", axis)])
 
     x = rng.standard_normal((2, inside, 2, 2) if conv else (2, 4, inside)).astype(np.float32)
     w, b = (weights_of(model)[name] for name in "wb")
@@ -166,12 +183,84 @@ def test_products_equal_fake_quantisation_in_numpy(
     largest = np.abs(w).max(axis=None if whole else others, keepdims=not whole).astype(np.float64)
     ends_of = (-127, 127) if kind == "int8" else (0, 255)
     fake_x = faked(x, np.float32(grid.scale), grid.zero, ends_of[0] - (kind == "int8"), ends_of[1])
-    fake_w = faked(w, (largest / steps).astype(np.float32), 0, -steps, steps)
+    fake_w = faked(w, (largest / 127).astype(np.float32), 0, -127, 127)
     found_x, found_w = run(changed, x, "x/dq", "w/dq")
     np.testing.assert_array_equal(found_x, fake_x)
     np.testing.assert_array_equal(found_w, fake_w)
     want = np.einsum("bchw,oc->bohw", fake_x, fake_w[:, :, 0, 0]) + b if conv else fake_x @ fake_w + b
     np.testing.assert_allclose(run(changed, x)[0], want, rtol=1e-5, atol=1e-5)
+
+
+def test_a_pair_safe_weight_costs_no_more_than_it_must() -> None:
+    values = np.array([[1.0, 1.0, 1.0, 1.0], [1.0, -1.0, 0.3, 0.4], [1.0, 1.0, 1.0, 0.1]], np.float32)
+    codes, scales = pair_safe_weight(values, 1)
+    np.testing.assert_array_equal(codes[:, 1:3], [[127, 127], [-127, 38], [127, 127]])  # no sum above PAIR_SUM
+    assert PAIR_SUM - 1 <= codes[:2, 0].astype(int).sum() <= PAIR_SUM
+    assert PAIR_SUM - 2 <= codes[:2, 3].astype(int).sum() <= PAIR_SUM
+    assert (scales >= quantised_weight(values, 1)[1]).all()
+
+
+def adversarial(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    """Weights whose neighbours are as large as each other and mostly of one sign, for 16-bit sums to overflow."""
+    signs = np.where(rng.random(shape) < 0.9, 1, -1)
+    return (signs * rng.choice([1.0, 0.98, 0.5, 0.01], shape, p=[0.6, 0.2, 0.1, 0.1])).astype(np.float32)
+
+
+def largest_pair(model: onnx.ModelProto) -> int:
+    """What two neighbours of a column of the weight v add up to at the largest code."""
+    codes = weights_of(model)["v/int8"].astype(int)
+    pairs = codes[: len(codes) // 2 * 2].reshape(-1, 2, codes.shape[1]).sum(axis=1)
+    return int(np.abs(pairs).max()) * CODES
+
+
+def fused_operators(model: onnx.ModelProto) -> set[str]:
+    """Operators of what ONNX Runtime makes of a graph."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    with TemporaryDirectory() as folder:
+        options.optimized_model_filepath = f"{folder}/model.onnx"
+        ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return {node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node}
+
+
+def codes_of(values: np.ndarray, grid: Grid) -> np.ndarray:
+    return np.clip(np.rint(values / np.float32(grid.scale)) + grid.zero, 0, 255).astype(np.int64) - grid.zero
+
+
+@pytest.mark.parametrize("inside", [2, 7, 64, 129])
+@pytest.mark.parametrize("low", [0.0, -0.2, -1.0])
+def test_what_a_cpu_fuses_equals_arithmetic_in_integers(inside: int, low: float) -> None:
+    rng = np.random.default_rng(inside)
+    ends = {"x": f"float[B,{inside},4,4] x", "y": "float[B,9,4,4] y"}
+    body = """["p/Conv"] p = Conv<pads = [1, 1, 1, 1]>(x, w) i = Transpose<perm = [0, 2, 3, 1]>(x)
+    ["m/MatMul"] m = MatMul(i, v) j = Transpose<perm = [0, 3, 1, 2]>(m) y = Add(j, p)"""
+    shapes = {"w": (9, inside, 3, 3), "v": (inside, 9)}
+    model = graph(body, shapes, **ends)
+    for tensor in model.graph.initializer:
+        tensor.CopyFrom(numpy_helper.from_array(adversarial(rng, *shapes[tensor.name]), tensor.name))
+    grid = asymmetric(low, 1.0, codes=CODES)
+    given = Grid(inside * 0.1, 128, "uint8")
+    grids, readers = {"x": grid, "i": grid, "p": given}, {"x": {("p/Conv", 0)}, "i": {("m/MatMul", 0)}, "p": None}
+    products = [Product("p/Conv", "w", 0), Product("m/MatMul", "v", 1)]
+    safe = insert(model, grids, readers, products, pair_safe=True)
+    assert {"QLinearConv", "MatMulIntegerToFloat"} <= fused_operators(safe)
+    assert largest_pair(insert(model, grids, readers, products)) > 32767 >= largest_pair(safe)
+    x = rng.choice(np.array([low, 1.0, 0.5], np.float32), (3, inside, 4, 4), p=[0.2, 0.7, 0.1])
+
+    def expected(changed: onnx.ModelProto) -> np.ndarray:
+        held, codes = weights_of(changed), codes_of(x, grid)
+        padded = np.pad(codes, ((0, 0), (0, 0), (1, 1), (1, 1)))
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
+        conv = np.einsum("bchwij,ocij->bohw", windows, held["w/int8"].astype(np.int64))
+        conv = conv * grid.scale * held["w/scale"].astype(np.float64).reshape(-1, 1, 1)
+        product = np.einsum("bchw,co->bohw", codes, held["v/int8"].astype(np.int64))
+        product = product * grid.scale * held["v/scale"].astype(np.float64).reshape(-1, 1, 1)
+        return product + codes_of(conv.astype(np.float32), given) * given.scale
+
+    found = OnnxRuntimeRunner(safe, threads=1, fused=True).run(x)["y"]
+    difference = np.abs(found - expected(safe))
+    assert difference.max() <= given.scale * 1.001  # the convolution's own rounding, at the middle between two codes
+    assert (difference > 1e-5 * np.abs(expected(safe)).max()).mean() < 0.01
 
 
 def test_every_operator_is_left_in_place() -> None:

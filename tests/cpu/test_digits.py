@@ -1,0 +1,108 @@
+"""The trained checkpoint, its pictures and its scale table: what the repository says of them is so."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from sepvit_deploy import pipeline
+from sepvit_deploy.artifact import sha256
+from sepvit_deploy.deployment import read_spec
+from sepvit_deploy.graph import load_graph
+from sepvit_deploy.image_sets import image_set
+from sepvit_deploy.scales import read_scales, weights_digest
+from tests.repo.layers import ROOT
+
+CHECKPOINT = ROOT / "models" / "sepvit_lite_digits.safetensors"
+TABLE = ROOT / "calib" / "digits.scales.json"
+TESTED = 120
+
+
+@pytest.fixture(scope="module")
+def digits() -> ModuleType:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        import digits
+    finally:
+        sys.path.pop(0)
+    return digits
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as `benchmarks/digits.py` makes it, with fewer test pictures, beside a copy of the manifest."""
+    folder = tmp_path_factory.mktemp("pictures")
+    command = [sys.executable, str(ROOT / "benchmarks" / "digits.py"), "--test", str(TESTED)]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    (folder / "calib").mkdir()
+    (folder / "calib" / "digits.toml").write_bytes((ROOT / "calib" / "digits.toml").read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fp32(exported: Callable[..., Path]) -> Path:
+    return exported("--variant", "lite", "--weights", str(CHECKPOINT))
+
+
+def test_no_digit_is_in_two_splits(digits: ModuleType) -> None:
+    sources = [digits.source(split) for split in digits.SPLITS]
+    indices = np.concatenate([source.indices for source in sources])
+    assert len(np.unique(indices)) == len(indices) == sum(digits.SPLITS.values())
+    for source in sources:
+        assert set(source.classes) == set(range(10))
+
+
+def test_a_picture_depends_on_its_number_alone(digits: ModuleType) -> None:
+    few = [np.asarray(picture) for picture, _ in digits.pictures("test", 3)]
+    more = [np.asarray(picture) for picture, _ in digits.pictures("test", 5)]
+    assert all((a == b).all() for a, b in zip(few, more, strict=False))
+    assert not (few[0] == np.asarray(next(digits.pictures("test", 1, seed=1))[0])).all()
+    assert {picture.shape for picture in more} == {(224, 224, 3)}
+
+
+def test_the_calibration_pictures_are_those_of_the_manifest(pictures: Path) -> None:
+    images = image_set(pictures / "calib" / "digits.toml")
+    assert len(images.files) == 512
+    assert images.sha256 == read_scales(TABLE).images.sha256
+    first = images.files[0]
+    content = bytearray(first.read_bytes())
+    first.write_bytes(bytes(content) + b" ")
+    try:
+        with pytest.raises(Exception, match=r"python benchmarks/digits\.py"):
+            image_set(pictures / "calib" / "digits.toml")
+    finally:
+        first.write_bytes(content)
+
+
+def test_the_scale_table_is_of_the_checkpoint(fp32: Path) -> None:
+    assert read_scales(TABLE).weights_sha256 == weights_digest(load_graph(fp32))
+
+
+def test_int8_keeps_the_decisions(fp32: Path, pictures: Path, tmp_path: Path) -> None:
+    scales, int8 = tmp_path / "digits.scales.json", tmp_path / "int8.onnx"
+    spec = read_spec(ROOT / "models" / "sepvit_lite_digits_int8.toml")
+    pipeline.calibrate(fp32, pictures / "calibration", scales, method=spec.calibration.method, samples=80)
+    made = pipeline.quantize(fp32, int8, precision="int8", scales=scales)
+    assert made.lint.products["INT8"] == {"Conv": 4, "MatMul": 50}
+    found = pipeline.evaluate(int8, pictures / "test", against=fp32)
+    assert found.images == TESTED and found.meaningful
+    assert found.top1 is not None and found.top1.share > 0.8
+    assert found.against is not None and found.against.agreement.share >= 0.97
+
+
+def test_the_card_tells_the_checkpoint_and_the_last_run() -> None:
+    card = CHECKPOINT.with_suffix(".md").read_text(encoding="utf-8")
+    trained = json.loads(CHECKPOINT.with_suffix(".training.json").read_text(encoding="utf-8"))
+    assert sha256(CHECKPOINT) == trained["sha256"]
+    assert trained["sha256"] in card and f"{trained['minutes']} minutes" in card
+    (top1,) = re.findall(r"^- Top-1 on (\d+) test pictures: ([\d.]+) %", card, re.MULTILINE)
+    assert int(top1[0]) >= 1000 and 90 <= float(top1[1]) <= 99
+    assert CHECKPOINT.stat().st_size <= 16 << 20
