@@ -189,7 +189,7 @@ def quantize(
     measured = None
     if images is not None:
         chosen = image_set(images, samples=samples) if table is None else _images_of(table, images, scales)
-        if precision == "fp16" or ((rest or target) != "fp32" and target != "cpu"):
+        if precision == "fp16" or (target == "tensorrt" and rest != "fp32"):
             report("measuring head-room")
             some = image_set(images, samples=min(HEADROOM_IMAGES, len(chosen.files)))
             measured = headroom(file.graph, image_batches(some, preprocessing, warn=warn))
