@@ -74,6 +74,8 @@ def deploy(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{out} cannot be made ({error.strerror})", expected="a folder for --out") from error
+    with contextlib.suppress(OSError):
+        _refused(out / f"{spec.name}.onnx").unlink()  # an earlier run's
     fp32 = out / f"{spec.name}{'' if precision == 'fp32' else '_fp32'}.onnx"
     done = export(
         spec.model.variant,
@@ -227,6 +229,11 @@ def _int8(
     return made.path, steps
 
 
+def _refused(path: Path) -> Path:
+    """Where a file goes that does not reach what its spec asks for."""
+    return path.with_name(f"{path.stem}.refused.onnx")
+
+
 def _accepted(
     spec: DeploymentSpec, path: Path, fp32: Path, source: Path | None, report: Report, progress: Progress
 ) -> Step:
@@ -240,7 +247,7 @@ def _accepted(
     report("comparing with the FP32 file on the images")
     found = agreement_on(path, fp32, source, samples=spec.calibration.samples, progress=progress)
     if found.share < spec.acceptance.agreement:
-        refused = path.with_name(f"{path.stem}.refused.onnx")
+        refused = _refused(path)
         with contextlib.suppress(OSError):
             artifact.passport_path(path).unlink()
         path.replace(refused)

@@ -18,7 +18,7 @@ from sepvit_deploy.lint import LintReport, lint
 from sepvit_deploy.parity import Parity
 from sepvit_deploy.pipeline.checking import PARITY_BATCHES, RANDOM, TOLERANCES, onnx_runner, parity_facts
 from sepvit_deploy.pipeline.opened import Opened, Report, open_onnx
-from sepvit_deploy.precision import Target, fp16_from_fp32, int8_from_fp32, require_fp32
+from sepvit_deploy.precision import Target, fp16_from_fp32, int8_from_fp32
 from sepvit_deploy.scales import ScaleTable, read_scales, write_scales
 from sepvit_deploy.smooth import channel_maxima
 from sepvit_deploy.smooth import smooth as smooth_graph
@@ -79,7 +79,7 @@ def calibrate(
     """
     file = open_onnx(path)
     _, _, preprocessing = file.require_passport()
-    require_fp32(file.graph)
+    file.require_fp32()
     artifact.require_writable(output)
     images = image_set(source, samples=samples, warn=warn)
     table = scales_from_images(
@@ -118,7 +118,7 @@ def smooth(
     """
     file = open_onnx(path)
     passport, spec, preprocessing = file.require_passport()
-    require_fp32(file.graph)
+    file.require_fp32()
     artifact.require_writable(output)
     images = image_set(source, samples=samples, warn=warn)
     report("measuring channels")
@@ -184,7 +184,7 @@ def quantize(
     artifact.require_writable(output)
     file = open_onnx(path)
     passport, spec, preprocessing = file.require_passport()
-    require_fp32(file.graph)
+    file.require_fp32()
     table = table_for(file, scales, preprocessing) if scales else None
     measured = None
     if images is not None:

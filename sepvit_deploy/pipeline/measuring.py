@@ -15,7 +15,7 @@ from sepvit_deploy.image_sets import image_set, labelled
 from sepvit_deploy.pipeline.lowering import Progress, Warn, image_batches, table_for
 from sepvit_deploy.pipeline.opened import Report, open_onnx
 from sepvit_deploy.placement import sites
-from sepvit_deploy.precision import int8_from_fp32, require_fp32
+from sepvit_deploy.precision import int8_from_fp32
 from sepvit_deploy.sensitivity import Sensitivity, Target
 from sepvit_deploy.sensitivity import sensitivity as sensitivity_of
 
@@ -103,7 +103,7 @@ def sensitivity(
         raise OptionError(f"--agreement {agreement}", expected="a share above 0, up to 1")
     file = open_onnx(path)
     _, _, preprocessing = file.require_passport()
-    require_fp32(file.graph)
+    file.require_fp32()
     found = sites(file.graph)
     images = image_set(source, samples=samples, warn=warn)
     if scales is not None:

@@ -12,6 +12,7 @@ from sepvit_deploy import artifact
 from sepvit_deploy.artifact import Passport
 from sepvit_deploy.errors import GraphError, OptionError, PassportError
 from sepvit_deploy.graph import load_graph
+from sepvit_deploy.precision import require_fp32
 from sepvit_deploy.spec import ModelSpec, Preprocessing
 
 if TYPE_CHECKING:
@@ -88,6 +89,17 @@ class Opened:
                 hint="type: sepvit-deploy export --variant t",
             )
         return self.passport, self.spec, preprocessing
+
+    def require_fp32(self) -> None:
+        """Refuse a file whose precision was decided already.
+
+        Raises:
+            GraphError: it holds FP16 or Q/DQ.
+        """
+        try:
+            require_fp32(self.graph)
+        except GraphError as error:
+            raise GraphError(f"{self.path}: {error.found}", expected=error.expected, hint=error.hint) from error
 
 
 def open_onnx(path: Path) -> Opened:
