@@ -35,8 +35,8 @@ STEPS = 2400
 PEAK_RATE = 1e-3
 WARM_UP = 50
 RAMP = 0.6
-"""Share of the steps over which the pictures grow from plain to as difficult as the test's. The learning rate stays at
-its peak until then, and falls to nothing along half a cosine after it."""
+"""Share of the steps over which the hardest pictures grow from plain to level 1. The learning rate stays at its peak
+until then, and falls to nothing along half a cosine after it."""
 WEIGHT_DECAY = 0.05
 SMOOTHING = 0.05
 MONITOR = 200
@@ -83,10 +83,10 @@ def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
 
 @torch.no_grad()
 def share_right(model: nn.Module) -> float:
-    """Top-1 on pictures of the calibration split, as difficult as the test's and other ones than calibration uses."""
+    """Top-1 on the hardest pictures of the calibration split, other ones than calibration uses."""
     model.eval()
     right = 0
-    for picture, label in pictures("calibration", MONITOR, seed=1):
+    for picture, label in pictures("calibration", MONITOR, level=1.0, seed=1):
         logits = model(torch.from_numpy(preprocess(picture, SPEC.preprocessing))[None])
         right += int(logits.argmax()) == label
     model.train()
