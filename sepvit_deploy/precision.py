@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from sepvit_deploy import graph as graphs
+from sepvit_deploy.cpu_form import cpu_form
 from sepvit_deploy.errors import GraphError, OptionError
 from sepvit_deploy.half import Half, to_half
 from sepvit_deploy.placement import (
@@ -49,7 +50,7 @@ class Quantized:
         model: the graph.
         sites: products that run in INT8; kept: those that do not, the head included unless it was asked for.
         attention: DWA blocks whose two products run in INT8.
-        pairs: Q/DQ pairs of activations.
+        pairs: activations with a Q/DQ pair, for a CPU before `cpu_form`.
         rest: of everything else; half: how the rest became FP16, None where it is FP32.
     """
 
@@ -98,8 +99,8 @@ def int8_from_fp32(
     Args:
         model: left as it is.
         graph_sha256: of its file, as the table has it.
-        target: ``tensorrt`` for symmetric int8, ``cpu`` for ONNX Runtime: activations in uint8, and weights whose sums
-            do not saturate (see `qdq`).
+        target: ``tensorrt`` for symmetric int8, ``cpu`` for ONNX Runtime: activations in uint8, weights whose sums do
+            not saturate (see `qdq`), and the operators of `cpu_form`, some of them ONNX Runtime's own.
         rest: precision of everything else; by default FP16 for TensorRT, FP32 for a CPU.
         keep: shell-style patterns of sites, nodes or groups to leave out of INT8 ("stage0.*", "*.fc2").
         include: patterns of what is left out by default, to put in: the head.
@@ -133,6 +134,8 @@ def int8_from_fp32(
     grids = known | _grids(model, table, graph_sha256, [name for name in readers if name not in known], target, half)
     products = [Product(site.node, site.weight, site.axis) for site in chosen]
     changed = insert(model, grids, readers, products, pair_safe=target == "cpu", half=half)
+    if target == "cpu":
+        changed = cpu_form(changed)
     return _finished(changed, chosen, kept, blocks, len(grids), rest, safe)
 
 

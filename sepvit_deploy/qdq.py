@@ -140,8 +140,8 @@ def _pair_sums(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     import numpy as np
 
     pairs = np.pad(rows, ((0, len(rows) % 2), (0, 0))).reshape(-1, 2, rows.shape[1])
-    sums: NDArray[np.float64] = np.maximum(np.maximum(pairs, 0).sum(axis=1), np.maximum(-pairs, 0).sum(axis=1))
-    return sums.max(axis=0)
+    largest: NDArray[np.float64] = np.stack([np.maximum(pairs, 0), np.maximum(-pairs, 0)]).sum(axis=2).max(axis=(0, 1))
+    return largest
 
 
 def insert(

@@ -23,9 +23,9 @@ from PIL import Image
 
 import sepvit_deploy
 from sepvit_deploy import artifact
-from sepvit_deploy.pipeline import exporting
 from sepvit_deploy.artifact import read_passport, sha256
 from sepvit_deploy.graph import load_graph
+from sepvit_deploy.pipeline import exporting
 from tests.cpu.commands import (
     CLASSIFIER,
     ESCAPE,

@@ -17,6 +17,7 @@ from sepvit_deploy import (
     GraphError,
     ModelSpec,
     ParityFailed,
+    artifact,
     audit,
     build_model,
     check,
@@ -26,11 +27,10 @@ from sepvit_deploy import (
     read_passport,
     simplify,
 )
-from sepvit_deploy import artifact
-from sepvit_deploy.pipeline import exporting
 from sepvit_deploy.audit import AIMED_AT, GELU_BEFORE_20
 from sepvit_deploy.model.checkpoint import published_state_dict
 from sepvit_deploy.model.taps import taps
+from sepvit_deploy.pipeline import exporting
 from sepvit_deploy.runners.onnxruntime import OnnxRuntimeRunner
 from sepvit_deploy.variants import VARIANTS, count_macs
 

@@ -10,6 +10,11 @@ import numpy as np
 import onnx
 import pytest
 
+from sepvit_deploy.cpu_form import (
+    fused_attention,
+    integer_products,
+    tanh_gelu,
+)
 from sepvit_deploy.graph import load_graph
 from sepvit_deploy.headroom import headroom
 from sepvit_deploy.model.taps import taps
@@ -57,7 +62,7 @@ def assert_close(model: onnx.ModelProto, changed: onnx.ModelProto, least_db: flo
     batch = images(model, seed=1)
     assert changed.graph.input == model.graph.input
     assert changed.graph.output == model.graph.output
-    assert changed.opset_import == model.opset_import
+    assert changed.opset_import[0] == model.opset_import[0]
     for expected, found in zip(run(model, batch), run(changed, batch), strict=True):
         assert found.dtype == np.float32
         assert sqnr_db(expected, found) > least_db
@@ -76,6 +81,75 @@ def test_fused_products_of_a_cpu_do_not_saturate(lite: onnx.ModelProto) -> None:
     runners = (OnnxRuntimeRunner(model, threads=1) for model in (lite, lowered(lite, "int8 cpu")))
     expected, found = (runner.run(batch)["logits"] for runner in runners)
     assert sqnr_db(expected, found) > 18
+
+
+STEPS = (fused_attention, tanh_gelu, integer_products)
+
+
+def plain_int8(model: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> onnx.ModelProto:
+    """INT8 for a CPU before any step to its form."""
+    with monkeypatch.context() as patch:
+        patch.setattr("sepvit_deploy.precision.cpu_form", lambda plain: plain)
+        return lowered(model, "int8 cpu")
+
+
+def operators(model: onnx.ModelProto) -> Counter[str]:
+    return Counter(node.op_type for node in model.graph.node)
+
+
+@pytest.mark.parametrize(
+    ("options", "batches", "products"),
+    [(LITE, (1, 3, 8), 72), ((*FIXED, "17"), (2,), 72), (DENSE, (1, 3), 77)],
+    ids=["classify", "fixed batch", "dense"],
+)
+def test_each_step_of_a_cpus_form_keeps_the_accuracy(
+    options: tuple[str, ...],
+    batches: tuple[int, ...],
+    products: int,
+    exported: Exported,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = load_graph(exported(*options))
+    changed = plain_int8(model, monkeypatch)
+    batch = images(model, batches[0], seed=1)
+    expected = run(model, batch)
+    least = min(map(sqnr_db, expected, run(changed, batch))) - 1.5
+    for step in STEPS:
+        changed = step(changed)
+        assert min(map(sqnr_db, expected, run(changed, batch))) > least, step.__name__
+    found = operators(changed)
+    assert (found["MatMulIntegerToFloat"], found["MultiHeadAttention"]) == (products, 11)
+    runner = OnnxRuntimeRunner(changed, threads=1)
+    for size in batches[1:]:
+        batch = images(model, size, seed=2)
+        assert min(map(sqnr_db, run(model, batch), runner.run(batch).values())) > least - 1
+
+
+def test_window_tokens_that_do_not_fit_the_grid_leave_their_attention(
+    lite: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("token_normed", "token_qkv"):
+        changed = plain_int8(lite, monkeypatch)
+        (token,) = (t for t in changed.graph.initializer if t.name == f"stages.0.blocks.0.attention.dwa.{name}")
+        values = onnx.numpy_helper.to_array(token)
+        token.CopyFrom(onnx.numpy_helper.from_array(100 * values, token.name))
+        assert operators(fused_attention(changed))["MultiHeadAttention"] == 10
+
+
+def test_layers_kept_out_of_int8_stay_out_of_a_cpus_form(lite: onnx.ModelProto) -> None:
+    ranges = table(lite, images(lite), observed(lite))
+
+    def keeping(*patterns: str) -> onnx.ModelProto:
+        return int8_from_fp32(lite, ranges, graph_sha256=DIGEST, target="cpu", keep=patterns).model
+
+    without = keeping("*.qkv", "stage2.embed", "stage0.*")
+    found = operators(without)
+    assert (found["MultiHeadAttention"], found["Gather"], found["Conv"]) == (0, 2, 4 + 2)  # four of them are PEG's
+    assert_close(lite, without, 18)
+    others = keeping("stage2.block[024].*", "stage1.embed")
+    found = operators(others)
+    assert (found["MultiHeadAttention"], found["Gather"], found["Conv"]) == (8, 2, 4 + 2)
+    assert_close(lite, others, 18)
 
 
 @pytest.mark.parametrize("opset", [17, 19, 21])

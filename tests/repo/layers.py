@@ -22,7 +22,11 @@ ROWS: tuple[tuple[int, str], ...] = (
     (2, "graph model"),
     (2, "placement half"),
     (2, "qdq runners"),
-    (3, "export simplify smooth audit calibrate precision headroom lint parity evaluate sensitivity bench predict doctor"),
+    (2, "cpu_form"),
+    (
+        3,
+        "export simplify smooth audit calibrate precision headroom lint parity evaluate sensitivity bench predict doctor",
+    ),
     (4, "pipeline"),
     (5, "cli"),
 )

@@ -63,7 +63,7 @@ def test_for_tensorrt_everything_around_int8_is_fp16() -> None:
 
 def test_for_a_cpu_activations_are_uint8_and_the_rest_float32() -> None:
     found = types(quantised(mlp(), target="cpu").model)
-    assert (found["n/q"], found["w1/int8"], found["n/dq"]) == (TensorProto.UINT8, TensorProto.INT8, TensorProto.FLOAT)
+    assert (found["n/q"], found["w1/int8"], found["n"]) == (TensorProto.UINT8, TensorProto.INT8, TensorProto.FLOAT)
     assert TensorProto.FLOAT16 not in found.values()
 
 
