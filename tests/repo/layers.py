@@ -13,6 +13,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = "sepvit_deploy"
+STAGES = "export simplify smooth audit calibrate precision headroom lint"
+STAGES += " parity evaluate sensitivity bench predict doctor"
 ROWS: tuple[tuple[int, str], ...] = (
     (0, "errors"),
     (0, "optional variants confidence ranges"),
@@ -23,10 +25,7 @@ ROWS: tuple[tuple[int, str], ...] = (
     (2, "placement half"),
     (2, "qdq runners"),
     (2, "cpu_form"),
-    (
-        3,
-        "export simplify smooth audit calibrate precision headroom lint parity evaluate sensitivity bench predict doctor",
-    ),
+    (3, STAGES),
     (4, "pipeline"),
     (5, "cli"),
 )
