@@ -133,6 +133,7 @@ def main() -> None:
     options = parser.parse_args()
     from safetensors.torch import save_file
 
+    torch.set_flush_denormal(True)
     began = time.monotonic()
     model, log = train(options.steps)
     with written(options.output) as temporary:
