@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
+import tempfile
 import weakref
 from collections.abc import Iterator
 from itertools import combinations
@@ -15,7 +17,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sepvit_deploy import sensitivity as module
 from sepvit_deploy.errors import InputError, OutputError
 from sepvit_deploy.sensitivity import Measured, Sensitivity, Target, sensitivity
 
@@ -176,7 +177,7 @@ def test_batches_of_any_size(size: int, fixed: int | None) -> None:
 
 def test_reference_outputs_move_to_a_file_when_they_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = measured(Quantizer(stage0_qkv=0.8, head=0.1))
-    monkeypatch.setattr(module, "SPOOL_BYTES", 1000)
+    monkeypatch.setattr(sys.modules["sepvit_deploy.sensitivity"], "SPOOL_BYTES", 1000)
     assert measured(Quantizer(stage0_qkv=0.8, head=0.1)) == expected
 
 
@@ -190,8 +191,8 @@ def test_no_space_for_the_reference_outputs(monkeypatch: pytest.MonkeyPatch, tmp
         def write(self, data: bytes) -> int:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.tempfile, "SpooledTemporaryFile", Full)
-    monkeypatch.setattr(module.tempfile, "gettempdir", lambda: "/tmp")
+    monkeypatch.setattr(tempfile, "SpooledTemporaryFile", Full)
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: "/tmp")
     text = (
         r"^the outputs of fp32 cannot be kept in /tmp \(.*No space left on device\); take fewer images, or set TMPDIR"
     )
