@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 SECTIONS = {"output": "## The main job", "precision": "## FP16 and INT8"}
-SHORTENED = ("python", "sepvit-deploy calibrate")
+SHORTENED = ("python", "sepvit-deploy calibrate", "sepvit-deploy export --variant lite")
 """Commands that run, and whose output is left out: it is long, and no result."""
 
 
