@@ -28,8 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from digits import COUNTS, SPLITS, write
-from record import interval, save
 
 from sepvit_deploy import pipeline
 from sepvit_deploy.artifact import sha256, tool_versions
@@ -43,6 +41,9 @@ from sepvit_deploy.precision import int8_everywhere
 from sepvit_deploy.ranges import METHODS
 from sepvit_deploy.runners.onnxruntime import OnnxRuntimeRunner
 from sepvit_deploy.spec import Preprocessing
+
+from digits import COUNTS, SPLITS, write
+from record import interval, save
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = ROOT / "models" / "sepvit_lite_digits.safetensors"

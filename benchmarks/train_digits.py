@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from digits import SEED, SPLITS, compose, pictures, source
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,6 +27,8 @@ from sepvit_deploy.model.checkpoint import published_state_dict
 from sepvit_deploy.model.sepvit import SepViT
 from sepvit_deploy.spec import ModelSpec
 from sepvit_deploy.variants import variant_named
+
+from digits import SEED, SPLITS, compose, pictures, source
 
 SPEC = ModelSpec("lite", "classify", (224, 224), 10)
 BATCH = 16
