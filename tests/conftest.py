@@ -65,7 +65,8 @@ def exported() -> Callable[..., Path]:
     """``exported("--variant", "t", ...)`` is what `sepvit-deploy export` writes with these options, made once a run."""
 
     def export(*options: str) -> Path:
-        path = Path(os.environ[CACHE]) / ("_".join(option.lstrip("-") for option in options) + ".onnx")
+        name = "_".join(option.strip("-/").replace("/", "-") for option in options)
+        path = Path(os.environ[CACHE]) / f"{name}.onnx"
         with path.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # another worker may be making it
             if not path.exists():

@@ -89,10 +89,10 @@ def test_the_scale_table_is_of_the_checkpoint(fp32: Path) -> None:
 def test_int8_keeps_the_decisions(fp32: Path, pictures: Path, tmp_path: Path) -> None:
     scales, int8 = tmp_path / "digits.scales.json", tmp_path / "int8.onnx"
     spec = read_spec(ROOT / "models" / "sepvit_lite_digits_int8.toml")
-    pipeline.calibrate(fp32, pictures / "calibration", scales, method=spec.calibration.method, samples=80)
+    pipeline.calibrate(fp32, pictures / "digits" / "calibration", scales, method=spec.calibration.method, samples=80)
     made = pipeline.quantize(fp32, int8, precision="int8", scales=scales)
     assert made.lint.products["INT8"] == {"Conv": 4, "MatMul": 50}
-    found = pipeline.evaluate(int8, pictures / "test", against=fp32)
+    found = pipeline.evaluate(int8, pictures / "digits" / "test", against=fp32)
     assert found.images == TESTED and found.meaningful
     assert found.top1 is not None and found.top1.share > 0.8
     assert found.against is not None and found.against.agreement.share >= 0.97
