@@ -785,7 +785,9 @@ def test_predict_refuses_other_models(lite: Path, tmp_path: Path) -> None:
     )
     complaint(call("predict", dense, PHOTO), "dense.onnx")
     model = sepvit_deploy.ModelSpec("lite", "dense", (64, 96), 1000)
-    passport = replace(read_passport(lite), model=model.to_dict())
+    read = read_passport(lite)
+    facts = read.facts | {"preprocessing": model.preprocessing.to_dict()}
+    passport = replace(read, model=model.to_dict(), facts=facts)
     artifact.write_with_passport(dense, dense.read_bytes(), passport)
     complaint(call("predict", dense, PHOTO), "dense.onnx", "stride4", "classification")
     renamed = classifier(tmp_path / "renamed.onnx", CLASSIFIER.replace("images", "pixel_values"))
