@@ -124,10 +124,8 @@ def export_lowered(
     *,
     precision: Literal["fp16", "int8"],
     method: str = "percentile",
-    percentile: float = 99.99,
     samples: int | None = None,
     keep: Sequence[str] = (),
-    target: Literal["tensorrt", "cpu"] = "tensorrt",
     export_fp32: Callable[[], Exported],
     report: Report = lambda step: None,
     progress: Progress = lambda share: None,
@@ -153,23 +151,13 @@ def export_lowered(
     if precision == "int8" and images is not None:
         report("calibrating")
         scales = output.with_suffix(".scales.json")
-        calibrate(
-            fp32,
-            images,
-            scales,
-            method=method,
-            percentile=percentile,
-            samples=samples,
-            progress=progress,
-            warn=warn,
-        )
+        calibrate(fp32, images, scales, method=method, samples=samples, progress=progress, warn=warn)
     return quantize(
         fp32,
         output,
         precision=precision,
         scales=scales,
         keep=keep,
-        target=target,
         images=images if precision == "fp16" else None,
         samples=samples if precision == "fp16" and images else None,
         report=report,
