@@ -11,11 +11,12 @@ import json
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from sepvit_deploy.errors import OptionError
+from sepvit_deploy.likeness import FP32, OF_ENGINE, OF_PRECISION, Tolerance
 from sepvit_deploy.spec import MAX_BATCH, OPSETS, ModelSpec, Preprocessing
 from sepvit_deploy.variants import CLASSIFY_SIZE
 
@@ -79,8 +80,33 @@ class AcceptanceSpec:
 
 
 @dataclass(frozen=True)
+class ParitySpec:
+    """What counts as equal on each rung of the ladder from the model in torch to the engine.
+
+    Attributes:
+        rewritten: the rewritten model; onnx: the float32 file; precision: the file of `PrecisionSpec.type`. All three
+            against the model as the paper writes it.
+        engine: against the file that it was built from.
+    """
+
+    rewritten: Tolerance
+    onnx: Tolerance
+    precision: Tolerance
+    engine: Tolerance
+
+    @classmethod
+    def of(cls, precision: Precision) -> ParitySpec:
+        """The defaults of a precision."""
+        return cls(FP32, FP32, OF_PRECISION[precision], OF_ENGINE[precision])
+
+
+@dataclass(frozen=True)
 class DeploymentSpec:
-    """One deployable file: what it holds, where it comes from, and what it must reach."""
+    """One deployable file: what it holds, where it comes from, and what it must reach.
+
+    Attributes:
+        parity: by default what `ParitySpec.of` says of the precision.
+    """
 
     name: str
     model: ModelSpec
@@ -90,8 +116,11 @@ class DeploymentSpec:
     precision: PrecisionSpec = field(default_factory=PrecisionSpec)
     calibration: CalibrationSpec = field(default_factory=CalibrationSpec)
     acceptance: AcceptanceSpec = field(default_factory=AcceptanceSpec)
+    parity: ParitySpec = None  # type: ignore[assignment] # filled in below: it depends on the precision
 
     def __post_init__(self) -> None:
+        if not self.parity:
+            object.__setattr__(self, "parity", ParitySpec.of(self.precision.type))
         if not isinstance(self.name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
             raise OptionError(
                 f"name is {self.name!r:.110}", expected="a file's name: letters, digits, '.', '_' and '-'"
@@ -167,6 +196,7 @@ def spec_from_dict(document: Mapping[str, Any]) -> DeploymentSpec:
     ):
         values[name] = cls(**_checked(name, cls, _known(name, cls, values.get(name, {}))))
         check(values[name])
+    values["parity"] = _parity(values.get("parity", {}), values["precision"].type)
     return DeploymentSpec(**values)
 
 
@@ -256,6 +286,20 @@ def _check_acceptance(spec: AcceptanceSpec) -> None:
     _within("acceptance.agreement", spec.agreement, 0, 1)
 
 
+def _parity(given: object, precision: Precision) -> ParitySpec:
+    """The tolerances of a table, each with the defaults of ``precision`` for what it leaves out."""
+    rungs = dict(vars(ParitySpec.of(precision)))
+    if not isinstance(given, Mapping):
+        raise OptionError(f"parity is {given!r:.60}", expected="a table of keys and values")
+    for rung, values in _known("parity", ParitySpec, {**rungs, **given}).items():
+        if rung in given:
+            key = f"parity.{rung}"
+            rungs[rung] = replace(rungs[rung], **_checked(key, Tolerance, _known(key, Tolerance, values)))
+            for name, high in (("relative", 2), ("sqnr_db", 200), ("top1_agreement", 1)):
+                _within(f"{key}.{name}", getattr(rungs[rung], name), 0, high)
+    return ParitySpec(**rungs)
+
+
 _COMMENTS = {
     "weights": "the checkpoint; an empty file is given by --weights, an empty digest is not checked",
     "preprocessing": "as the model was trained; resize_shorter 0 resizes straight to size, without a crop",
@@ -263,6 +307,7 @@ _COMMENTS = {
     "precision": "type fp32, fp16 or int8; target tensorrt or cpu; keep lists patterns of layers that stay out of it",
     "calibration": "for int8: a folder or manifest of images (empty: --images); entropy, percentile, mse or minmax",
     "acceptance": "against the FP32 file on those images: share of equal top-1",
+    "parity": "of the outputs; the engine against its ONNX file, the others against the model in torch",
 }
 
 
@@ -279,7 +324,9 @@ def spec_text(spec: DeploymentSpec) -> str:
 def _toml(value: object) -> str:
     """JSON's form of texts, numbers, truth values and lists is TOML's, too; None, which TOML lacks, is 0.
 
-    Not JSON's escapes beyond 16 bits, which are pairs of surrogates.
+    Not JSON's escapes beyond 16 bits, which are pairs of surrogates. A table within a table is written in its line.
     """
+    if isinstance(value, dict):
+        return f"{{ {', '.join(f'{key} = {_toml(item)}' for key, item in value.items())} }}"
     text = json.dumps(list(value) if isinstance(value, tuple) else 0 if value is None else value, ensure_ascii=False)
     return text.replace("\x7f", "\\u007f")  # the one control character that JSON leaves as it is

@@ -6,11 +6,13 @@
     |   |-- CheckpointError         a weights file: unreadable, of another variant, incomplete
     |   |-- GraphError              an ONNX file: unreadable, foreign, beyond what a stage takes
     |   |-- PassportError           an artifact whose passport is missing, stale or of another file
+    |   |-- PlanError               an engine's plan: damaged, foreign, or of another machine
     |   |-- ImageError              a picture or a folder of pictures
     |   `-- OutputError             a place that cannot be written
     |-- MissingDependency       2   an optional package is not installed, or does not load
     `-- CheckFailed             1   the work was done and its result is not acceptable
         |-- AuditFailed             the graph is not deployable, or TensorRT refuses it
+        |-- BuildFailed             the builder fails on a file that it could parse
         |-- ParityFailed            two forms of the model disagree
         |-- HeadroomFailed          a tensor leaves FP16's range
         `-- AcceptanceFailed        a deployment does not reach what its spec asks for
@@ -64,6 +66,10 @@ class PassportError(InputError):
     """An artifact's passport is missing, stale, or belongs to another file."""
 
 
+class PlanError(InputError):
+    """An engine's plan is damaged, foreign, or made for another machine."""
+
+
 class ImageError(InputError):
     """A picture, or a folder of pictures, is unusable."""
 
@@ -84,6 +90,10 @@ class CheckFailed(SepvitError):
 
 class AuditFailed(CheckFailed):
     """The graph is not deployable."""
+
+
+class BuildFailed(CheckFailed):
+    """The builder fails on a file that it could parse."""
 
 
 class ParityFailed(CheckFailed):

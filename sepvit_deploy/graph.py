@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 MAX_BYTES = 2**31 - 1
 """Protobuf's limit for one file; larger graphs would need external data."""
 
+OUTPUT_SUFFIX = ".as_output"
 MAX_DIMENSION = 1 << 26
 """Longest dimension whose shapes are inferred; a layer of SepViT stays far below it."""
 
@@ -168,3 +169,19 @@ def rename_values(model: onnx.ModelProto, names: dict[str, str]) -> None:
             node.output[:] = [names.get(name, name) for name in node.output]
         for value in (*graph.input, *graph.output, *graph.value_info, *getattr(graph, "initializer", ())):
             value.name = names.get(value.name, value.name)
+
+
+def with_outputs(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
+    """A copy that also gives inner tensors, each as float32 under its own name with `OUTPUT_SUFFIX`.
+
+    The cast changes no number of an FP16 tensor, and makes every output of one type, whatever the graph computes in.
+    """
+    from onnx import ModelProto, TensorProto, helper
+
+    more = ModelProto()
+    more.CopyFrom(model)
+    for name in names:
+        output = name + OUTPUT_SUFFIX
+        more.graph.node.append(helper.make_node("Cast", [name], [output], name=output, to=TensorProto.FLOAT))
+        more.graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, None))
+    return more

@@ -7,67 +7,17 @@ the address of the mistake.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sepvit_deploy.errors import InputError, ParityFailed
+from sepvit_deploy.likeness import FP16, FP32, INT8, Likeness, TensorParity, Tolerance
 
 if TYPE_CHECKING:
     from sepvit_deploy.runners.base import Array, Runner
 
-
-BLOCK = 1 << 15
-"""Numbers compared at a time, in float64: few enough to stay in a cache."""
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """What counts as equal.
-
-    Attributes:
-        relative: largest |difference|, over the largest |value| of the reference tensor or 1.
-        sqnr_db: least signal to quantisation-noise ratio, in dB.
-        top1_agreement: least share of images with the same best class.
-    """
-
-    relative: float = 1e-4
-    sqnr_db: float = 80.0
-    top1_agreement: float = 1.0
-
-
-FP32 = Tolerance()
-"""Two float32 forms of SepViT differ by about 1e-6 and 110 dB; a wrong epsilon already shows at 1e-5."""
-
-FP16 = Tolerance(relative=2e-2, sqnr_db=40.0, top1_agreement=0.99)
-"""FP16 rounds to 11 bits, 70 dB; what a network of this depth keeps of it is about 55 dB."""
-INT8 = Tolerance(relative=1.0, sqnr_db=10.0, top1_agreement=0.5)
-"""A few random images tell a broken INT8 file from a working one; `evaluate` tells what it costs."""
-
-
-@dataclass(frozen=True)
-class TensorParity:
-    """How far a tensor is from its reference, over all images.
-
-    Attributes:
-        max_difference: the largest |difference|.
-        relative: the same, over the largest |value| of the reference, or over 1 if that is smaller.
-        sqnr_db: 10 log10(reference power / difference power); infinite where equal.
-        cosine: between the two, as vectors.
-        finite: False where a number on either side is not.
-    """
-
-    name: str
-    max_difference: float
-    relative: float
-    sqnr_db: float
-    cosine: float
-    finite: bool
-
-    def within(self, tolerance: Tolerance) -> bool:
-        """True where the tensor counts as equal."""
-        return self.finite and self.relative <= tolerance.relative and self.sqnr_db >= tolerance.sqnr_db
+__all__ = ["FP16", "FP32", "INT8", "Parity", "TensorParity", "Tolerance", "compare", "random_batches"]
 
 
 @dataclass(frozen=True)
@@ -119,44 +69,6 @@ class Parity:
         )
 
 
-class _Sums:
-    """Running sums of one tensor over batches, so that memory does not grow with the images."""
-
-    def __init__(self) -> None:
-        self.max_difference = self.max_reference = 0.0
-        self.signal = self.noise = self.power = self.dot = 0.0
-        self.finite = True
-
-    def add(self, reference: Array, candidate: Array) -> None:
-        import numpy as np
-
-        first, second = reference.ravel(), candidate.ravel()
-        for start in range(0, first.size, BLOCK):
-            a = first[start : start + BLOCK].astype(np.float64)
-            b = second[start : start + BLOCK].astype(np.float64)
-            if not (np.isfinite(a).all() and np.isfinite(b).all()):
-                self.finite = False
-                return
-            difference = b - a
-            self.max_difference = max(self.max_difference, float(np.abs(difference).max()))
-            self.max_reference = max(self.max_reference, float(np.abs(a).max()))
-            self.signal += float(a @ a)
-            self.power += float(b @ b)
-            self.noise += float(difference @ difference)
-            self.dot += float(a @ b)
-
-    def result(self, name: str) -> TensorParity:
-        if not self.finite:
-            return TensorParity(name, math.nan, math.nan, math.nan, math.nan, finite=False)
-        sqnr = math.inf if self.noise == 0 else -math.inf
-        if self.noise > 0 and self.signal > 0:
-            sqnr = 10 * math.log10(self.signal / self.noise)
-        norms = math.sqrt(self.signal * self.power)
-        cosine = min(1.0, self.dot / norms) if norms > 0 else float(self.signal == self.power)
-        relative = self.max_difference / max(1.0, self.max_reference)
-        return TensorParity(name, self.max_difference, relative, sqnr, cosine, finite=True)
-
-
 def compare(
     reference: Runner,
     candidate: Runner,
@@ -176,38 +88,21 @@ def compare(
         InputError: no images.
         ParityFailed: an output is missing on one side, or has another shape.
     """
-    sums: dict[str, _Sums] = {}
-    images = agreed = 0
+    likeness = Likeness(reference.name, candidate.name, outputs)
     for batch in batches:
-        expected, found = reference.run(batch), candidate.run(batch)
-        for name in outputs:
-            for runner, values in ((reference, expected), (candidate, found)):
-                if name not in values:
-                    raise ParityFailed(f"{runner.name} has no output {name}", expected=", ".join(outputs))
-        for name, want in expected.items():
-            if name not in found:
-                continue
-            if want.shape != found[name].shape:
-                raise ParityFailed(
-                    f"{name} of {candidate.name} has shape {found[name].shape}", expected=f"{want.shape}"
-                )
-            sums.setdefault(name, _Sums()).add(want, found[name])
-        images += len(batch)
-        classes = outputs == ("logits",) and expected["logits"].ndim == 2 and expected["logits"].size
-        if classes:
-            agreed += int((expected["logits"].argmax(axis=1) == found["logits"].argmax(axis=1)).sum())
-    if not images:
+        likeness.add(reference.run(batch), candidate.run(batch), len(batch))
+    if not likeness.images:
         raise InputError("there are no images to compare on", expected="one or more")
-    tensors = tuple(total.result(name) for name, total in sums.items())
+    tensors = likeness.tensors
     return Parity(
         reference=reference.name,
         candidate=candidate.name,
-        images=images,
+        images=likeness.images,
         source=source,
         tolerance=tolerance,
         tensors=tensors,
         outputs=outputs,
-        top1_agreement=agreed / images if classes else None,
+        top1_agreement=likeness.top1_agreement,
         first_out=next((tensor.name for tensor in tensors if not tensor.within(tolerance)), None),
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -21,6 +21,22 @@ app = typer.Typer(
 )
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="FILE", help="FILE.onnx, FILE.plan, or torch:VARIANT[:WEIGHTS].", show_default=False
+    ),
+]
+ProviderOption = Annotated[
+    Literal["cpu", "cuda", "tensorrt"],
+    typer.Option(help="Where ONNX Runtime runs an ONNX file (torch: cpu or cuda); falling back is an error."),
+]
+CudaOption = Annotated[
+    Literal["bindings", "pycuda"], typer.Option(help="The package that runs a plan: cuda-bindings, or pycuda.")
+]
+TrustOption = Annotated[
+    bool, typer.Option("--trust", help="Load a plan that no passport proves: a plan is code, and it is run.")
+]
 OnnxArgument = Annotated[Path, typer.Argument(metavar="FILE.onnx", help="An ONNX file.", show_default=False)]
 EmaOption = Annotated[bool, typer.Option("--ema", help="Take the checkpoint's model_ema.")]
 ImagesOption = Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from dataclasses import asdict
 from pathlib import Path
@@ -9,15 +10,19 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from sepvit_deploy.cli import results, show
+from sepvit_deploy.cli import engines, results, show
 from sepvit_deploy.cli.app import (
+    CudaOption,
     EmaOption,
     JsonOption,
     KeepOption,
     MethodOption,
+    ModelArgument,
     OnnxArgument,
+    ProviderOption,
     SamplesOption,
     ThreadsOption,
+    TrustOption,
     app,
     parse_batch,
     require_other,
@@ -147,58 +152,91 @@ def audit(file: OnnxArgument, as_json: JsonOption = False) -> None:
 
 @app.command()
 def check(
-    file: OnnxArgument,
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE",
+            help="FILE.onnx, FILE.plan, SPEC.toml, or torch:VARIANT[:WEIGHTS] with --against.",
+            show_default=False,
+        ),
+    ],
     weights: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The checkpoint that the file was exported from.")
     ] = None,
     ema: EmaOption = False,
     against: Annotated[
-        Path | None, typer.Option(metavar="FILE.onnx", help="Another ONNX file, instead of the reference in torch.")
+        str | None,
+        typer.Option(metavar="FILE", help="Another model in any form, instead of the reference in torch."),
     ] = None,
     images: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A folder of pictures; random images without it.")
     ] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="Pictures of the ladder; default: all.", show_default=False)
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where a SPEC.toml was deployed to.")] = Path("build"),
+    noise_floor: Annotated[
+        int, typer.Option(metavar="K", help="Build the FP32 engine K times, and judge by how much they differ.")
+    ] = 0,
+    provider: ProviderOption = "cpu",
+    cuda: CudaOption = "bindings",
+    trust: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare a file with the model as the paper writes it, or with another file; exit 1 if they disagree."""
+    """Compare a file with the model as the paper writes it, or with another; exit 1 if they disagree.
+
+    A plan or a spec is climbed to, from torch through every form in between: the first one that leaves tolerance is named.
+    """
     from sepvit_deploy import pipeline
 
+    how = pipeline.Running(provider=provider, cuda=cuda, trust=trust)
+    climbs = against is None and pipeline.has_ladder(file)
+    if not climbs and (noise_floor or samples is not None):
+        raise OptionError("--noise-floor or --samples", expected="a plan or a spec to climb to")
+    common: dict[str, Any] = {"weights": weights, "ema": ema, "images": images, "how": how}
     try:
         with show.progress() as report:
-            compared = pipeline.check(file, weights=weights, ema=ema, against=against, images=images, report=report)
+            if climbs:
+                climbed = pipeline.climb(
+                    file, out=out, samples=samples, noise_floor=noise_floor, report=report, warn=show.warn, **common
+                )
+            else:
+                compared = pipeline.check(file, against=against, report=report, **common)
     except ParityFailed as error:  # outputs that cannot be compared at all
         if as_json:
             show.json_document({"passed": False, "reason": str(error)})
         raise
-    if as_json:
-        show.json_document(pipeline.parity_facts(compared))
-    else:
-        show.parity(compared)
+    if climbs:
+        show.json_document(climbed.to_dict()) if as_json else engines.climbed(climbed)
+        climbed.require_passed()
+        return
+    show.json_document(pipeline.parity_facts(compared)) if as_json else show.parity(compared)
     compared.require_passed()
 
 
 @app.command()
 def predict(
-    file: OnnxArgument,
+    file: ModelArgument,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures.", show_default=False)],
     top: Annotated[int, typer.Option(help="Classes to show for each.")] = 5,
     labels: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Class names: one a line, or a JSON list.")
     ] = None,
+    provider: ProviderOption = "cpu",
+    cuda: CudaOption = "bindings",
+    trust: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Classify pictures."""
     from sepvit_deploy import pipeline
     from sepvit_deploy.predict import predict as classify
     from sepvit_deploy.predict import read_labels
-    from sepvit_deploy.runners.onnxruntime import OnnxRuntimeRunner
     from sepvit_deploy.spec import Preprocessing
 
     names = read_labels(labels) if labels else None
     with show.progress() as report:
         report("loading")
-        opened = pipeline.open_onnx(file)
-        runner = OnnxRuntimeRunner(opened.graph, name=file.name)
+        opened = pipeline.open_model(file, trust=trust)
         preprocessing = opened.preprocessing
         if preprocessing is None:
             show.warn(f"{file} has no passport: taking ImageNet's preprocessing at {CLASSIFY_SIZE} pixels")
@@ -206,7 +244,8 @@ def predict(
         if opened.untrained:
             show.warn("this file holds random weights: its answers mean nothing")
         report("classifying")
-        found = classify(runner, preprocessing, images, top=top, labels=names)
+        with opened.running(pipeline.Running(provider=provider, cuda=cuda, trust=trust)) as runner:
+            found = classify(runner, preprocessing, images, top=top, labels=names)
     if not as_json:
         show.predictions(found)
         return
@@ -223,30 +262,40 @@ def predict(
 @app.command()
 def bench(
     engine: Annotated[
-        list[Path], typer.Option(metavar="FILE.onnx", help="Engine to time; may be repeated.", show_default=False)
+        list[str],
+        typer.Option(
+            metavar="FILE",
+            help="FILE.onnx, FILE.plan or torch:VARIANT[:WEIGHTS]; may be repeated.",
+            show_default=False,
+        ),
     ],
     batch: Annotated[str, typer.Option(metavar="N,N,...", help="Batches.")] = "1,8",
     threads: ThreadsOption = None,
     seconds: Annotated[float, typer.Option(help="Least time spent on each point.")] = 3.0,
+    provider: ProviderOption = "cpu",
+    cuda: CudaOption = "bindings",
+    trust: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Time engines per batch, interleaved and warmed up (ONNX Runtime on the CPU)."""
+    """Time engines per batch, interleaved and warmed up."""
+    from sepvit_deploy import pipeline
     from sepvit_deploy.bench import bench as measure
     from sepvit_deploy.bench import conditions as measure_conditions
-    from sepvit_deploy.runners.onnxruntime import OnnxRuntimeRunner
 
     batches = [parse_batch(part.strip(), "numbers, separated by commas", whole=batch) for part in batch.split(",")]
     require_threads(threads)
     if not 0 <= seconds <= 3600:
         raise OptionError(f"--seconds {seconds}", expected="0 to 3600")
-    names = [path.name for path in engine]
+    names = [Path(source).name for source in engine]
     if len(set(names)) < len(names):
-        names = [str(path) for path in engine]
+        names = engine
     conditions = measure_conditions(threads)
-    with show.progress() as report:
+    how = pipeline.Running(provider=provider, threads=threads, fused=True, cuda=cuda, trust=trust)
+    with show.progress() as report, contextlib.ExitStack() as stack:
         report("loading")
+        opened = [pipeline.open_model(source, trust=trust) for source in engine]
         runners = [
-            OnnxRuntimeRunner(path, name=n, threads=threads, fused=True) for path, n in zip(engine, names, strict=True)
+            stack.enter_context(model.running(how, name=name)) for model, name in zip(opened, names, strict=True)
         ]
         report("warming up")
         points = measure(runners, sorted(set(batches)), seconds=seconds, progress=show.percent(report, "measuring"))
@@ -257,10 +306,26 @@ def bench(
 
 
 @app.command()
-def doctor(as_json: JsonOption = False) -> None:
-    """Show what this machine has, what is missing and how to get it."""
-    from sepvit_deploy.doctor import diagnose
+def doctor(
+    plan: Annotated[
+        Path | None,
+        typer.Argument(metavar="[PLAN]", help="A plan: will it load here, and why not.", show_default=False),
+    ] = None,
+    trust: TrustOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what this machine has and how to get what is missing; of a plan, whether it loads here (exit 1 if not)."""
+    from sepvit_deploy.doctor import diagnose, diagnose_plan
 
+    if plan is not None:
+        judged = diagnose_plan(plan, trust=trust)
+        if as_json:
+            show.json_document(judged.to_dict())
+        else:
+            engines.diagnosis(judged)
+        if not judged.loads:
+            raise typer.Exit(1)
+        return
     with show.progress() as report:
         report("trying what is installed")
         found = diagnose()

@@ -10,14 +10,18 @@ import typer
 
 from sepvit_deploy.cli import results, show
 from sepvit_deploy.cli.app import (
+    CudaOption,
     ImagesOption,
     JsonOption,
     KeepOption,
     MethodOption,
+    ModelArgument,
     OnnxArgument,
     PercentileOption,
+    ProviderOption,
     SamplesOption,
     ThreadsOption,
+    TrustOption,
     UnreadableOption,
     app,
     require_other,
@@ -210,14 +214,14 @@ def lint(file: OnnxArgument, as_json: JsonOption = False) -> None:
 
 @app.command()
 def evaluate(
-    file: OnnxArgument,
+    file: ModelArgument,
     images: ImagesOption,
     labels: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Lines of PATH LABEL, or a JSON object; default: a folder for each class."),
     ] = None,
     against: Annotated[
-        Path | None, typer.Option(metavar="FILE.onnx", help="Another file, e.g. the FP32 one: agreement and flips.")
+        str | None, typer.Option(metavar="FILE", help="Another model, e.g. the FP32 file: agreement and flips.")
     ] = None,
     samples: Annotated[int | None, typer.Option(help="Pictures to use; default: all.", show_default=False)] = None,
     batch: Annotated[int, typer.Option(help="Images at a time.")] = 8,
@@ -230,6 +234,9 @@ def evaluate(
         Path | None,
         typer.Option(metavar="FILE", help="Keep the progress there, and go on from it; removed at the end."),
     ] = None,
+    provider: ProviderOption = "cpu",
+    cuda: CudaOption = "bindings",
+    trust: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Top-1 and top-5 on labelled pictures, and where another file decides differently."""
@@ -244,7 +251,7 @@ def evaluate(
             against=against,
             samples=samples,
             batch=batch,
-            threads=require_threads(threads),
+            how=pipeline.Running(provider=provider, threads=require_threads(threads), cuda=cuda, trust=trust),
             workers=workers,
             max_unreadable=max_unreadable,
             resume=resume,

@@ -1,7 +1,8 @@
-"""An ONNX file against its reference in torch, or against another ONNX file."""
+"""A model in one form against its reference in torch, or against another form."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,8 @@ from sepvit_deploy.errors import GraphError, OptionError
 from sepvit_deploy.images import image_files, load_batch
 from sepvit_deploy.optional import require
 from sepvit_deploy.parity import Parity, Tolerance
-from sepvit_deploy.pipeline.opened import Opened, Report, open_onnx
+from sepvit_deploy.pipeline.models import open_model
+from sepvit_deploy.pipeline.opened import Opened, OpenedOnnx, Report, Running, present_taps
 from sepvit_deploy.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -47,20 +49,21 @@ def reference_model(
 
 
 def check(
-    path: Path,
+    source: str | Path,
     *,
     weights: Path | None = None,
     ema: bool = False,
-    against: Path | None = None,
+    against: str | Path | None = None,
     images: Path | None = None,
+    how: Running = Running(),  # noqa: B008 - frozen
     report: Report = lambda step: None,
 ) -> Parity:
-    """Compare an ONNX file with its reference in torch, or with another ONNX file.
+    """Compare an ONNX file with its reference in torch, or a model in any form with one in another.
 
     Args:
-        path: the file to judge; without ``against`` it needs its passport, which says what it was made from.
+        source: what to judge; without ``against`` an ONNX file with its passport, which says what it was made from.
         weights: the checkpoint behind it; not needed where the passport says random weights.
-        against: another ONNX file with the same outputs.
+        against: a model with the same outputs.
         images: a folder of pictures; random images otherwise.
 
     Returns:
@@ -71,46 +74,66 @@ def check(
     """
     if against is not None and (weights is not None or ema):
         raise OptionError("--against together with --weights or --ema", expected="one of them")
-    from sepvit_deploy.runners.onnxruntime import OnnxRuntimeRunner
-
-    file = open_onnx(path)
-    graph, passport, spec = file.graph, file.passport, file.spec
-    if against is not None:
-        other = open_onnx(against)
-        candidate: Runner = OnnxRuntimeRunner(graph, name=path.name)
-        reference: Runner = OnnxRuntimeRunner(other.graph, name=against.name)
-        outputs = tuple(value.name for value in other.graph.graph.output)
-        batches, source = _batches(candidate, file, images)
+    file = open_model(source, trust=how.trust)
+    passport, spec = file.passport, file.spec
+    with contextlib.ExitStack() as stack:
+        if against is not None:
+            other = open_model(against, trust=how.trust)
+            candidate = stack.enter_context(file.running(how, taps=True))
+            reference = stack.enter_context(other.running(how, taps=True))
+            batches, images_used = _batches(candidate, file, images)
+            report("comparing")
+            tolerance = min((TOLERANCES[file.precision], TOLERANCES[other.precision]), key=lambda t: t.sqnr_db)
+            return parity.compare(
+                reference,
+                candidate,
+                batches,
+                source=images_used,
+                outputs=other.output_names,
+                tolerance=tolerance,
+            )
+        if not isinstance(file, OpenedOnnx):
+            raise OptionError(f"{source} has no reference of its own", expected="another model by --against")
+        if spec is None or passport is None:
+            raise GraphError(
+                f"{file.path} has no passport, so its variant and weights are unknown",
+                expected=f"{artifact.passport_path(file.path).name} beside it",
+                hint="compare it with another file by --against FILE.onnx",
+            )
+        model = reference_of(file, weights, ema=ema, report=report)
+        candidate = stack.enter_context(file.running(how, taps=True))
+        batches, images_used = _batches(candidate, file, images)
         report("comparing")
-        tolerance = min((TOLERANCES[file.precision], TOLERANCES[other.precision]), key=lambda t: t.sqnr_db)
-        return parity.compare(reference, candidate, batches, source=source, outputs=outputs, tolerance=tolerance)
-    if spec is None or passport is None:
-        raise GraphError(
-            f"{path} has no passport, so its variant and weights are unknown",
-            expected=f"{artifact.passport_path(path).name} beside it",
-            hint="compare it with another file by --against FILE.onnx",
-        )
+        return compare_with_reference(model, spec, candidate, batches, images_used, TOLERANCES[file.precision])
+
+
+def reference_of(
+    file: Opened, weights: Path | None, *, ema: bool = False, report: Report = lambda step: None
+) -> SepViT | SepViTBackbone:
+    """The model behind a file, as the paper writes it.
+
+    Args:
+        weights: the checkpoint; not needed where the passport says random weights.
+
+    Raises:
+        OptionError: the file has a checkpoint, which is not named.
+        CheckpointError: the file does not fit the model.
+    """
+    passport, spec, _ = file.require_passport()
     parent = passport.weights
     if weights is None and (parent is None or not parent.is_random):
         name = parent.name if parent else "unknown weights"
-        raise OptionError(f"{path} was exported from {name}", hint=f"name that checkpoint with --weights {name}")
+        raise OptionError(f"{file.path} was exported from {name}", hint=f"name that checkpoint with --weights {name}")
     report("building the reference")
     seed = parent.seed if parent is not None and parent.seed is not None else 0
-    model = reference_model(spec, weights, ema=ema or bool(parent and parent.ema), seed=seed)
-    candidate = onnx_runner(graph, spec, path.name)
-    batches, source = _batches(candidate, file, images)
-    report("comparing")
-    return compare_with_reference(model, spec, candidate, batches, source, TOLERANCES[file.precision])
+    return reference_model(spec, weights, ema=ema or bool(parent and parent.ema), seed=seed)
 
 
 def onnx_runner(graph: onnx.ModelProto, spec: ModelSpec, name: str) -> Runner:
     """A runner that also gives the taps that the graph has."""
-    from sepvit_deploy.model.taps import taps
     from sepvit_deploy.runners.onnxruntime import OnnxRuntimeRunner
 
-    present = {output for node in graph.graph.node for output in node.output}
-    found = [tap for tap in taps(spec, deployed=True) if tap.name in present]
-    return OnnxRuntimeRunner(graph, name=name, taps=found)
+    return OnnxRuntimeRunner(graph, name=name, taps=present_taps(graph, spec))
 
 
 def compare_with_reference(

@@ -17,7 +17,7 @@ from sepvit_deploy.image_sets import ImageSet, decoded, image_set
 from sepvit_deploy.lint import LintReport, lint
 from sepvit_deploy.parity import Parity
 from sepvit_deploy.pipeline.checking import PARITY_BATCHES, RANDOM, TOLERANCES, onnx_runner, parity_facts
-from sepvit_deploy.pipeline.opened import Opened, Report, open_onnx
+from sepvit_deploy.pipeline.opened import Opened, OpenedOnnx, Report, open_onnx
 from sepvit_deploy.precision import Target, fp16_from_fp32, int8_from_fp32
 from sepvit_deploy.scales import ScaleTable, read_scales, write_scales
 from sepvit_deploy.smooth import channel_maxima
@@ -297,7 +297,7 @@ def _parents(file: Opened) -> tuple[Parent, ...]:
     return (Parent("onnx", file.path.name, sha256=file.sha256), *((weights,) if weights else ()))
 
 
-def _against_source(file: Opened, graph: onnx.ModelProto, name: str, precision: str) -> Parity:
+def _against_source(file: OpenedOnnx, graph: onnx.ModelProto, name: str, precision: str) -> Parity:
     """A new graph against the file that it was made from: random images, inner tensors included."""
     if file.spec is None:
         raise GraphError(f"{file.path} has no passport")

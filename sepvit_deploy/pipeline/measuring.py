@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,8 @@ from sepvit_deploy.evaluate import Evaluation, Resume
 from sepvit_deploy.evaluate import evaluate as evaluate_runner
 from sepvit_deploy.image_sets import image_set, labelled
 from sepvit_deploy.pipeline.lowering import Progress, Warn, image_batches, table_for
-from sepvit_deploy.pipeline.opened import Report, open_onnx
+from sepvit_deploy.pipeline.models import open_model
+from sepvit_deploy.pipeline.opened import Report, Running, open_onnx
 from sepvit_deploy.placement import sites
 from sepvit_deploy.precision import int8_from_fp32
 from sepvit_deploy.sensitivity import Sensitivity, Target
@@ -24,23 +26,24 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    path: Path,
+    model: str | Path,
     source: Path,
     *,
     labels: Path | None = None,
-    against: Path | None = None,
+    against: str | Path | None = None,
     samples: int | None = None,
     batch: int = 8,
-    threads: int | None = None,
+    how: Running = Running(),  # noqa: B008 - frozen
     workers: int | None = None,
     max_unreadable: int = 10,
     resume: Path | None = None,
     progress: Progress = lambda share: None,
     warn: Warn = lambda text: None,
 ) -> Evaluation:
-    """Accuracy of a classification file on images, and its agreement with another file.
+    """Accuracy of a classifier in any form on images, and its agreement with another.
 
     Args:
+        model: an ONNX file, a plan, or ``torch:VARIANT[:WEIGHTS]``; so is ``against``.
         source: a folder, ImageNet's layout included, or a manifest.
         labels: a file of labels; None for class folders.
         resume: where the progress is kept, so that a killed run goes on there.
@@ -48,28 +51,29 @@ def evaluate(
     Raises:
         InputError: a file, the images or the labels are unusable.
     """
-    from sepvit_deploy.runners.onnxruntime import OnnxRuntimeRunner
-
-    file = open_onnx(path)
+    file = open_model(model, trust=how.trust)
     _, _, preprocessing = file.require_passport()
-    other = open_onnx(against) if against is not None else None
+    other = open_model(against, trust=how.trust) if against is not None else None
     if other is not None and other.preprocessing not in (None, preprocessing):
-        raise PassportError(f"{against} prepares pictures in another way than {path}", expected="one preprocessing")
-    names = (path.name, against.name) if against and path.name != against.name else (str(path), str(against))
-    return evaluate_runner(
-        OnnxRuntimeRunner(file.graph, name=names[0], threads=threads),
-        labelled(source, labels, samples=samples),
-        preprocessing,
-        against=OnnxRuntimeRunner(other.graph, name=names[1], threads=threads) if other else None,
-        batch=batch,
-        workers=workers,
-        max_unreadable=max_unreadable,
-        resume=Resume(resume, file.sha256, other.sha256 if other else None) if resume else None,
-        class_folders=labels is None,
-        meaningful=not file.untrained,
-        progress=progress,
-        warn=warn,
-    )
+        raise PassportError(f"{against} prepares pictures in another way than {model}", expected="one preprocessing")
+    names = (file.path.name, other.path.name if other else "")
+    if names[0] == names[1]:
+        names = (str(model), str(against))
+    with contextlib.ExitStack() as stack:
+        return evaluate_runner(
+            stack.enter_context(file.running(how, name=names[0])),
+            labelled(source, labels, samples=samples),
+            preprocessing,
+            against=stack.enter_context(other.running(how, name=names[1])) if other else None,
+            batch=batch,
+            workers=workers,
+            max_unreadable=max_unreadable,
+            resume=Resume(resume, file.sha256, other.sha256 if other else None) if resume else None,
+            class_folders=labels is None,
+            meaningful=not file.untrained,
+            progress=progress,
+            warn=warn,
+        )
 
 
 def sensitivity(

@@ -1,12 +1,15 @@
-"""An ONNX file with what its passport says of it."""
+"""A file with what its passport says of it, and how it is run: what every form of a model shares, and ONNX files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from sepvit_deploy import artifact
 from sepvit_deploy.artifact import Passport
@@ -18,18 +21,61 @@ from sepvit_deploy.spec import ModelSpec, Preprocessing
 if TYPE_CHECKING:
     import onnx
 
+    from sepvit_deploy.model.taps import Tap
+    from sepvit_deploy.runners.base import Runner
+
 Report = Callable[[str], None]
 """Told the name of each step as it begins."""
 
 
 @dataclass(frozen=True)
-class Opened:
-    """A graph, its passport, and the model that the passport names; both None for a file from elsewhere."""
+class Running:
+    """How a model is run.
+
+    Attributes:
+        provider: ONNX Runtime's for an ONNX file, the device for torch; a plan runs where it was built for.
+        threads: of one operator on a CPU; None for the runtime's choice.
+        fused: ONNX Runtime's own INT8 kernels, which saturate on some processors: for timing alone.
+        cuda: the package that a plan's runner reaches the device through.
+        cuda_graph: replay a plan's launches from a CUDA graph.
+        trust: load a plan without a passport that proves it.
+    """
+
+    provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"
+    threads: int | None = None
+    fused: bool = False
+    cuda: Literal["bindings", "pycuda"] = "bindings"
+    cuda_graph: bool = False
+    trust: bool = False
+
+
+@dataclass(frozen=True)
+class Opened(ABC):
+    """A model to run, its passport, and the model that the passport names; both None for a file from elsewhere.
+
+    Attributes:
+        path: the file; for a model in torch its address, ``torch:t``.
+    """
 
     path: Path
-    graph: onnx.ModelProto
     passport: Passport | None
     spec: ModelSpec | None
+
+    @property
+    @abstractmethod
+    def output_names(self) -> tuple[str, ...]:
+        """What it gives."""
+
+    @abstractmethod
+    def running(
+        self, how: Running, *, name: str | None = None, taps: bool = False
+    ) -> AbstractContextManager[Runner]:
+        """A runner, which gives back what it holds when the context ends.
+
+        Args:
+            name: what reports call it; the file's name by default.
+            taps: also return the inner tensors that have names, where the form keeps them.
+        """
 
     @property
     def untrained(self) -> bool:
@@ -90,6 +136,18 @@ class Opened:
             )
         return self.passport, self.spec, preprocessing
 
+
+@dataclass(frozen=True)
+class OpenedOnnx(Opened):
+    """An ONNX file."""
+
+    graph: onnx.ModelProto
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """See `Opened.output_names`."""
+        return tuple(value.name for value in self.graph.graph.output)
+
     def require_fp32(self) -> None:
         """Refuse a file whose precision was decided already.
 
@@ -101,8 +159,22 @@ class Opened:
         except GraphError as error:
             raise GraphError(f"{self.path}: {error.found}", expected=error.expected, hint=error.hint) from error
 
+    @contextlib.contextmanager
+    def running(self, how: Running, *, name: str | None = None, taps: bool = False) -> Iterator[Runner]:
+        """See `Opened.running`."""
+        from sepvit_deploy.runners.onnxruntime import OnnxRuntimeRunner
 
-def open_onnx(path: Path) -> Opened:
+        yield OnnxRuntimeRunner(
+            self.graph,
+            name=name or self.path.name,
+            provider=how.provider,
+            threads=how.threads,
+            fused=how.fused,
+            taps=present_taps(self.graph, self.spec) if taps and self.spec else (),
+        )
+
+
+def open_onnx(path: Path) -> OpenedOnnx:
     """Read an ONNX file and its passport.
 
     Raises:
@@ -111,9 +183,25 @@ def open_onnx(path: Path) -> Opened:
     """
     graph = load_graph(path)
     passport = artifact.read_passport(path)
+    return OpenedOnnx(path, passport, model_of(path, passport), graph)
+
+
+def present_taps(graph: onnx.ModelProto, spec: ModelSpec) -> list[Tap]:
+    """The taps that a graph still has."""
+    from sepvit_deploy.model.taps import taps
+
+    present = {output for node in graph.graph.node for output in node.output}
+    return [tap for tap in taps(spec, deployed=True) if tap.name in present]
+
+
+def model_of(path: Path, passport: Passport | None) -> ModelSpec | None:
+    """The model that a passport names.
+
+    Raises:
+        PassportError: there is no such model.
+    """
     try:
-        spec = ModelSpec.from_dict(passport.model) if passport else None
+        return ModelSpec.from_dict(passport.model) if passport else None
     except OptionError as error:
         location = artifact.passport_path(path)
         raise PassportError(f"{location} is of no model: {error}", hint="export again, or remove it") from error
-    return Opened(path, graph, passport, spec)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from sepvit_deploy.errors import GraphError, MissingDependency
 from sepvit_deploy.graph import MAX_BYTES, load_graph
@@ -19,7 +19,12 @@ if TYPE_CHECKING:
     from sepvit_deploy.runners.base import Array
 
 _FAILURES = ("Fail", "InvalidGraph", "InvalidArgument", "NotImplemented", "RuntimeException", "EPFail")
-PROVIDERS = {"cpu": "CPUExecutionProvider"}
+Provider = Literal["cpu", "cuda", "tensorrt"]
+PROVIDERS: dict[str, str] = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
 
 
 class OnnxRuntimeRunner:
@@ -28,7 +33,7 @@ class OnnxRuntimeRunner:
     Args:
         source: an ONNX file, or a graph in memory.
         name: what reports call it; a file's name by default.
-        provider: ``cpu``.
+        provider: ``cpu``, ``cuda`` or ``tensorrt``; every node runs there, or it is an error.
         threads: of one operator; None for ONNX Runtime's choice, the physical cores.
         taps: inner tensors to return before the outputs, as maps (B, H, W, C).
         fused: run signed INT8 by ONNX Runtime's own kernels. Without VNNI those add pairs of products in 16 bits and
@@ -36,7 +41,7 @@ class OnnxRuntimeRunner:
 
     Raises:
         GraphError: not ONNX, not loadable by ONNX Runtime, or without exactly one float image input.
-        MissingDependency: ONNX Runtime is not installed, or the provider did not load.
+        MissingDependency: ONNX Runtime is not installed, has no such provider, or the provider did not load.
     """
 
     def __init__(
@@ -44,7 +49,7 @@ class OnnxRuntimeRunner:
         source: Path | onnx.ModelProto,
         *,
         name: str | None = None,
-        provider: str = "cpu",
+        provider: Provider = "cpu",
         threads: int | None = None,
         taps: Sequence[Tap] = (),
         fused: bool = False,
@@ -62,12 +67,27 @@ class OnnxRuntimeRunner:
         if not fused and _has_signed_activations(model):
             options.add_session_config_entry("session.disable_quant_qdq", "1")
         wanted = PROVIDERS[provider]
+        if wanted not in ort.get_available_providers():
+            raise MissingDependency(
+                f"the installed ONNX Runtime has no {wanted}",
+                hint="type: pip uninstall onnxruntime, then pip install 'sepvit-deploy[gpu]'",
+            )
+        if provider != "cpu":
+            # Without this, a node that the provider does not take runs on the CPU, and nobody is told.
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+            if hasattr(ort, "preload_dlls"):
+                ort.preload_dlls()  # CUDA and cuDNN out of their wheels, where they came as wheels
         try:
-            self._session = ort.InferenceSession(model.SerializeToString(), options, providers=[wanted])
+            self._session = ort.InferenceSession(
+                model.SerializeToString(), options, providers=[(wanted, _settings(provider, model))]
+            )
         except _failures() as error:
             found = f"ONNX Runtime does not load {self.name} ({_first_line(error)})"
+            if "fallback to CPU" in str(error):
+                found = f"{wanted} does not take every node of {self.name}"
+                raise GraphError(found, expected="a graph that runs there whole") from error
             raise GraphError(found, expected="a valid ONNX file") from error
-        if wanted not in self._session.get_providers():  # ONNX Runtime falls back without a word
+        if self._session.get_providers()[0] != wanted:  # ONNX Runtime falls back without a word
             raise MissingDependency(f"ONNX Runtime did not load its {wanted}", hint="type: sepvit-deploy doctor")
         inputs = self._session.get_inputs()
         if len(inputs) != 1 or inputs[0].type != "tensor(float)" or len(inputs[0].shape) != 4:
@@ -98,6 +118,19 @@ class OnnxRuntimeRunner:
             raise GraphError(
                 f"{self.name} is not the model of its passport ({error})", hint="export again, or remove the passport"
             ) from error
+
+
+def _settings(provider: Provider, model: onnx.ModelProto) -> dict[str, str]:
+    """What a provider needs so that it computes in the types that the graph says."""
+    from onnx import TensorProto
+
+    if provider == "cuda":
+        return {"use_tf32": "0"}
+    if provider == "tensorrt":
+        half = any(tensor.data_type == TensorProto.FLOAT16 for tensor in model.graph.initializer)
+        int8 = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
+        return {"trt_fp16_enable": str(half), "trt_int8_enable": str(int8)}
+    return {}
 
 
 def _has_signed_activations(model: onnx.ModelProto) -> bool:

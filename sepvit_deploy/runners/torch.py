@@ -1,11 +1,12 @@
-"""Run a torch model on the CPU."""
+"""Run a torch model, eagerly, on the CPU or on a GPU."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from sepvit_deploy.errors import MissingDependency
 from sepvit_deploy.model.taps import Tap
 from sepvit_deploy.runners.base import require_fit
 
@@ -16,7 +17,11 @@ if TYPE_CHECKING:
 
 
 class TorchRunner:
-    """A model in torch; with ``taps`` its named intermediates, as maps (B, H, W, C), come before its outputs."""
+    """A model in torch; with ``taps`` its named intermediates, as maps (B, H, W, C), come before its outputs.
+
+    Raises:
+        MissingDependency: ``device`` is ``cuda``, and this torch sees none.
+    """
 
     def __init__(
         self,
@@ -26,10 +31,16 @@ class TorchRunner:
         *,
         name: str = "torch",
         taps: tuple[Tap, ...] = (),
+        device: Literal["cpu", "cuda"] = "cpu",
     ) -> None:
+        if device == "cuda" and not torch.cuda.is_available():
+            raise MissingDependency(
+                f"torch {torch.__version__} sees no CUDA device", hint="take --provider cpu; or see sepvit-deploy doctor"
+            )
         self.name = name
         self.input_shape: tuple[int | None, ...] = (None, 3, *size)
-        self._model = model
+        self._model = model.to(device)
+        self._device = device
         self._output_names = output_names
         self._taps = taps
 
@@ -40,13 +51,13 @@ class TorchRunner:
         handles = [_hook(self._model, tap, found) for tap in self._taps]
         try:
             with torch.inference_mode():
-                outputs = self._model(torch.from_numpy(images))
+                outputs = self._model(torch.from_numpy(images).to(self._device))
         finally:
             for handle in handles:
                 handle.remove()
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         named = zip(self._output_names, outputs, strict=True)
-        return found | {name: value.numpy().copy() for name, value in named}
+        return found | {name: value.cpu().numpy().copy() for name, value in named}
 
 
 def _hook(model: torch.nn.Module, tap: Tap, found: dict[str, Array]) -> RemovableHandle:

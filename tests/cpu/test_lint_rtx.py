@@ -12,10 +12,10 @@ import onnx
 import pytest
 
 from sepvit_deploy.lint import RULES
-from tests.cpu import rtx
+from tests.cpu.rtx import SKIP
 from tests.unit.lint_graphs import BATCHES, BROKEN, CLOSE, parsed
 
-pytestmark = pytest.mark.skipif(rtx.skip_reason() is not None, reason=str(rtx.skip_reason()))
+pytestmark = SKIP
 
 ROOT = Path(__file__).parents[2]
 GRAPHS = {
@@ -26,15 +26,23 @@ REFUSED = {name for name in GRAPHS if ", broken" in name and RULES[name.split(",
 BUILD_EACH = """
 import json, os, sys
 from pathlib import Path
-from tests.cpu import rtx
 
-trt = rtx.load_bindings()
+from sepvit_deploy import builders, engine_worker
+from sepvit_deploy.building import BuildRequest, Profile
+from sepvit_deploy.errors import SepvitError
+
+builders.load("rtx")
+import polygraphy.backend.trt  # once, and for the builder that is loaded
+
 for path, batches in json.load(sys.stdin):
     if (child := os.fork()) == 0:
         reason = ""
+        request = BuildRequest("rtx", (Profile(*batches),) if batches else ())
         try:
-            rtx.build(trt, Path(path), batches)
-        except rtx.RtxRejected as error:
+            engine_worker.build(
+                Path(path).read_bytes(), request, name=path, dry_run=False, inspect_on=None, send=lambda *a, **k: None
+            )
+        except SepvitError as error:
             reason = str(error)
         Path(path + ".reason").write_text(reason)
         os._exit(0)
@@ -42,7 +50,7 @@ for path, batches in json.load(sys.stdin):
     if status:
         Path(path + ".reason").write_text(f"ended with status {status}")
 """
-"""Loads the libraries once and builds each graph in a fork, so that one of which they die is one that they refuse."""
+"""Loads the builder once and builds each graph in a fork, so that one of which it dies is one that it refuses."""
 
 
 def batches_of(model: onnx.ModelProto) -> tuple[int, int, int] | None:

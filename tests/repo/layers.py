@@ -13,17 +13,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = "sepvit_deploy"
-STAGES = "export simplify smooth audit calibrate precision headroom lint"
-STAGES += " parity evaluate sensitivity bench predict doctor"
+STAGES = "export simplify smooth audit calibrate precision headroom lint engine engine_worker"
+STAGES += " parity evaluate sensitivity bench predict doctor inspection ladder plan_probe"
 ROWS: tuple[tuple[int, str], ...] = (
     (0, "errors"),
-    (0, "optional variants confidence ranges"),
-    (1, "spec"),
+    (0, "optional variants confidence ranges gpu triton_releases"),
+    (1, "spec likeness inspector"),
     (1, "artifact images deployment labels"),
-    (1, "image_sets scales journal accuracy"),
+    (1, "image_sets scales journal accuracy building"),
+    (1, "builders"),
     (2, "graph model"),
     (2, "placement half"),
-    (2, "qdq runners"),
+    (2, "qdq network plans phases timing_cache"),
+    (2, "runners"),
     (2, "cpu_form"),
     (3, STAGES),
     (4, "pipeline"),

@@ -18,6 +18,7 @@ from sepvit_deploy.deployment import (
     DeploymentSpec,
     ExportSpec,
     Method,
+    ParitySpec,
     Precision,
     PrecisionSpec,
     Target,
@@ -29,6 +30,7 @@ from sepvit_deploy.deployment import (
 )
 from sepvit_deploy.errors import ImageError, OptionError
 from sepvit_deploy.image_sets import image_set
+from sepvit_deploy.likeness import FP16, FP32, INT8, Tolerance
 from sepvit_deploy.scales import read_scales
 from sepvit_deploy.spec import MAX_BATCH, ModelSpec, Preprocessing
 from sepvit_deploy.variants import VARIANTS
@@ -54,6 +56,9 @@ def precisions(draw: st.DrawFn) -> PrecisionSpec:
         attention=kind == "int8" and target == "tensorrt" and draw(st.booleans()),
         smooth=draw(st.floats(0, 1)) if kind == "int8" else 0.0,
     )
+
+
+TOLERANCES = st.builds(Tolerance, st.floats(0, 2), st.floats(0, 200), st.floats(0, 1))
 
 
 @st.composite
@@ -84,6 +89,7 @@ def specs(draw: st.DrawFn) -> DeploymentSpec:
             draw(st.integers(1, MAX_BATCH)),
         ),
         acceptance=AcceptanceSpec(draw(st.floats(0, 1))),
+        parity=ParitySpec(*draw(st.tuples(*[TOLERANCES] * 4))),
     )
 
 
@@ -122,6 +128,7 @@ def test_every_key_survives_a_file(tmp_path: Path) -> None:
         precision=PrecisionSpec("int8", "tensorrt", ("stage0.*", "*.fc2"), attention=True, smooth=0.25),
         calibration=CalibrationSpec("../pictures", "entropy", 99.5, 100, 16),
         acceptance=AcceptanceSpec(0.5),
+        parity=ParitySpec(Tolerance(1e-6, 100.0, 0.5), FP32, FP16, Tolerance(0.5, 12.5, 0.25)),
     )
     assert read_spec(written(tmp_path, spec_text(spec))) == spec
 
@@ -136,6 +143,33 @@ def test_the_least_spec_has_the_documented_defaults(tmp_path: Path) -> None:
     assert spec.precision == PrecisionSpec("fp16", "tensorrt", (), attention=False, smooth=0.0)
     assert spec.calibration == CalibrationSpec("", "percentile", 99.99, 512, 8)
     assert spec.acceptance == AcceptanceSpec(0.99)
+    assert spec.parity == ParitySpec(FP32, FP32, FP16, FP16)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", FP32), ("fp16", FP16), ("int8", INT8)])
+def test_the_tolerances_of_a_precision(precision: Precision, tolerance: Tolerance, tmp_path: Path) -> None:
+    expected = ParitySpec(FP32, FP32, tolerance, tolerance)
+    read = read_spec(written(tmp_path, f"{LEAST}[precision]\ntype = '{precision}'\n"))
+    assert default_spec("t", precision).parity == read.parity == ParitySpec.of(precision) == expected
+    made = DeploymentSpec("a", read.model, read.preprocessing, precision=PrecisionSpec(precision))
+    assert made.parity == expected
+
+
+def test_a_tolerance_has_the_defaults_of_its_rung_for_what_it_leaves_out(tmp_path: Path) -> None:
+    text = LEAST + "[precision]\ntype = 'int8'\n[parity]\nengine = { sqnr_db = 20 }\n[parity.onnx]\nrelative = 1e-5\n"
+    found = read_spec(written(tmp_path, text)).parity
+    assert found == ParitySpec(FP32, replace(FP32, relative=1e-5), INT8, replace(INT8, sqnr_db=20))
+
+
+def test_a_tolerance_is_written_in_one_line() -> None:
+    lines = spec_text(default_spec("t", "int8")).splitlines()
+    assert lines[lines.index("[parity]") :] == [
+        "[parity]",
+        "rewritten = { relative = 0.0001, sqnr_db = 80.0, top1_agreement = 1.0 }",
+        "onnx = { relative = 0.0001, sqnr_db = 80.0, top1_agreement = 1.0 }",
+        "precision = { relative = 1.0, sqnr_db = 10.0, top1_agreement = 0.5 }",
+        "engine = { relative = 1.0, sqnr_db = 10.0, top1_agreement = 0.5 }",
+    ]
 
 
 @pytest.mark.parametrize("precision", get_args(Precision))
@@ -182,6 +216,8 @@ def test_a_whole_number_is_a_number_and_a_byte_order_mark_is_none_of_it(tmp_path
         (LEAST + "[calibration]\nsample = 8\n", "calibration.sample", "calibration.samples"),
         (LEAST + "[acceptance]\nagrement = 0.5\n", "acceptance.agrement", "acceptance.agreement"),
         (LEAST + "[calibrate]\nsamples = 8\n", "calibrate", "calibration"),
+        (LEAST + "[parity]\nengin = { sqnr_db = 20 }\n", "parity.engin", "parity.engine"),
+        (LEAST + "[parity]\nengine = { snr_db = 20 }\n", "parity.engine.snr_db", "parity.engine.sqnr_db"),
     ],
 )
 def test_a_typo_is_told_the_nearest_key_and_the_file(text: str, wrong: str, near: str, tmp_path: Path) -> None:
@@ -246,6 +282,14 @@ BAD_VALUES: list[tuple[str, str, Any, str]] = [
     ("acceptance", "agreement", 1.01, "acceptance.agreement is 1.01; expected 0 to 1"),
     ("acceptance", "agreement", -1, "acceptance.agreement is -1"),
     ("acceptance", "agreement", float("inf"), "acceptance.agreement is inf"),
+    ("parity", "engine", 20, "parity.engine is 20; expected a table of keys and values"),
+    ("parity", "onnx", {"sqnr_db": -1}, "parity.onnx.sqnr_db is -1; expected 0 to 200"),
+    ("parity", "onnx", {"sqnr_db": float("inf")}, "parity.onnx.sqnr_db is inf"),
+    ("parity", "onnx", {"sqnr_db": "80"}, "parity.onnx.sqnr_db is '80'; expected the like of 80.0"),
+    ("parity", "rewritten", {"relative": float("nan")}, "parity.rewritten.relative is nan; expected 0 to 2"),
+    ("parity", "rewritten", {"relative": 2.1}, "parity.rewritten.relative is 2.1"),
+    ("parity", "precision", {"top1_agreement": 99}, "parity.precision.top1_agreement is 99; expected 0 to 1"),
+    ("parity", "precision", {"top1_agreement": True}, "parity.precision.top1_agreement is True"),
     ("weights", "file", ["x" * 100_000], "weights.file is ['xxx"),
     ("model", "variant", "xl", "there is no variant 'xl'; expected one of lite, t, s, b"),
     ("model", "task", "segment", "task is 'segment'; expected classify or dense"),
@@ -279,6 +323,7 @@ def test_an_unusable_value_is_named_with_its_key(table: str, key: str, value: An
         (LEAST + "[weights]\nfile = 2020-01-01\n", ": weights.file is datetime.date(2020, 1, 1)"),
         (LEAST + "[[export]]\nopset = 20\n", ": export is [{'opset': 20}]; expected a table of keys and values"),
         (LEAST.replace("[model]", "preprocessing = 3\n[model]"), ": preprocessing is 3; expected a table"),
+        (LEAST.replace("[model]", "parity = 3\n[model]"), ": parity is 3; expected a table"),
         ('name = "a"\nmodel = "t"\n', ": model is 't'; expected a table of keys and values"),
     ],
 )

@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sepvit_deploy import likeness, parity
 from sepvit_deploy.errors import InputError, ParityFailed
+from sepvit_deploy.likeness import BLOCK, Sums, Worst
 from sepvit_deploy.parity import FP32, Parity, TensorParity, Tolerance, compare, random_batches
 
 SIZE = (4, 5)
@@ -228,3 +230,27 @@ def test_random_batches_are_normal_and_repeatable() -> None:
     assert all(abs(batch.mean()) < 0.05 and abs(batch.std() - 1) < 0.05 for batch in batches)
     assert all(np.array_equal(a, b) for a, b in zip(batches, random_batches((32, 40), (1, 2, 3)), strict=True))
     assert not np.array_equal(batches[0], next(iter(random_batches((32, 40), (1,), seed=1))))
+
+
+def test_the_worst_element_is_the_first_of_the_largest_in_whatever_blocks_it_is_compared() -> None:
+    want = np.zeros((3, BLOCK), np.float32)
+    have = want.copy()
+    have[1, 7] = have[2, 9] = -0.5
+    sums = Sums()
+    for image in range(3):
+        sums.add(want[image : image + 1], have[image : image + 1])
+    assert sums.worst == Worst((1, 7), 0.0, -0.5)
+    whole = Sums()
+    whole.add(want, have)
+    assert (whole.worst, whole.result("x")) == (sums.worst, sums.result("x"))
+    have[0, 3] = math.nan
+    whole.add(want, have)
+    assert whole.worst is not None
+    assert whole.worst.index == (3, 3)
+    whole.add(want, have - 9)
+    assert whole.worst.index == (3, 3)
+
+
+def test_the_names_that_comparisons_are_made_of_are_those_of_likeness() -> None:
+    assert (parity.Tolerance, parity.TensorParity) == (likeness.Tolerance, likeness.TensorParity)
+    assert (parity.FP32, parity.FP16, parity.INT8) == (likeness.FP32, likeness.FP16, likeness.INT8)

@@ -1,0 +1,270 @@
+"""What a build of an engine is asked for, and what is known of its result: records that JSON holds without loss.
+
+Batches are numbers of images. Nothing here imports a builder.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+from sepvit_deploy.errors import OptionError
+from sepvit_deploy.gpu import Device
+from sepvit_deploy.spec import MAX_BATCH
+
+Builder = Literal["tensorrt", "rtx"]
+Hardware = Literal["ampere+", "same-cc"]
+BUILDER_NAMES: dict[Builder, str] = {"tensorrt": "TensorRT", "rtx": "TensorRT-RTX"}
+_R = TypeVar("_R")
+MAX_WORKSPACE_MB = 1 << 20
+LEVELS = range(6)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The batches that an engine is ready for, and the one that it is tuned for.
+
+    Raises:
+        OptionError: not 1 <= minimum <= optimum <= maximum <= `MAX_BATCH`.
+    """
+
+    minimum: int
+    optimum: int
+    maximum: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.minimum <= self.optimum <= self.maximum <= MAX_BATCH:
+            raise _not_a_profile(f"{self.minimum},{self.optimum},{self.maximum}")
+
+    @classmethod
+    def parse(cls, text: str) -> Profile:
+        """Read ``1,8,32``, or ``8`` for 8,8,8.
+
+        Raises:
+            OptionError: it is neither, or as the class says.
+        """
+        if not re.fullmatch(r"\s*[0-9]{1,9}\s*(,\s*[0-9]{1,9}\s*,\s*[0-9]{1,9}\s*)?", text, re.ASCII):
+            raise _not_a_profile(text)
+        batches = [int(part) for part in text.split(",")]
+        try:
+            return cls(*(batches if len(batches) == 3 else batches * 3))
+        except OptionError:
+            raise _not_a_profile(text) from None
+
+    def __str__(self) -> str:
+        return f"{self.minimum},{self.optimum},{self.maximum}"
+
+
+def _not_a_profile(text: str) -> OptionError:
+    return OptionError(
+        f"--profile {text!r:.60}",
+        expected=f"MIN,OPT,MAX with 1 <= MIN <= OPT <= MAX <= {MAX_BATCH}, such as 1,8,32; or one batch",
+    )
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """How an engine is built; precision is no part of it, for the ONNX file has decided that.
+
+    Attributes:
+        profiles: () for a file of a fixed batch, and for such a file alone.
+        workspace_mb: most device memory that a layer may take while it computes, in MiB; None for the builder's choice.
+        level: builder optimisation level; None for the builder's choice.
+        timing_cache: file of measured kernels that builds share; TensorRT alone.
+        compute_capabilities: GPU generations to build for, ``("8.6",)``; () for all that the builder knows; RTX alone.
+        version_compatible: loads in other versions of TensorRT as well; TensorRT alone.
+        hardware_compatible: loads on other GPUs as well; TensorRT alone.
+        refittable: its weights can be replaced.
+
+    Raises:
+        OptionError: a value is unusable, or is not for this builder.
+    """
+
+    builder: Builder
+    profiles: tuple[Profile, ...]
+    workspace_mb: int | None = None
+    level: int | None = None
+    timing_cache: Path | None = None
+    compute_capabilities: tuple[str, ...] = ()
+    version_compatible: bool = False
+    hardware_compatible: Hardware | None = None
+    refittable: bool = False
+
+    def __post_init__(self) -> None:
+        if self.builder not in get_args(Builder):
+            raise OptionError(f"--builder {self.builder}", expected=f"{' or '.join(get_args(Builder))}")
+        if len(set(self.profiles)) < len(self.profiles):
+            raise OptionError(f"--profile {_repeated(self.profiles)} is given twice", expected="profiles that differ")
+        if self.workspace_mb is not None and not 1 <= self.workspace_mb <= MAX_WORKSPACE_MB:
+            raise OptionError(f"--workspace-mb {self.workspace_mb}", expected=f"1 to {MAX_WORKSPACE_MB}")
+        if self.level is not None and self.level not in LEVELS:
+            raise OptionError(f"--level {self.level}", expected=f"{LEVELS[0]} to {LEVELS[-1]}")
+        if self.hardware_compatible not in (None, *get_args(Hardware)):
+            raise OptionError(
+                f"--hardware-compatible {self.hardware_compatible}", expected=f"{' or '.join(get_args(Hardware))}"
+            )
+        for capability in self.compute_capabilities:
+            if not re.fullmatch("[0-9]{1,2}[.][0-9]", capability, re.ASCII):
+                raise OptionError(f"--compute-capability {capability!r:.40}", expected="one such as 8.6")
+        if len(set(self.compute_capabilities)) < len(self.compute_capabilities):
+            twice = _repeated(self.compute_capabilities)
+            raise OptionError(f"--compute-capability {twice} is given twice", expected="capabilities that differ")
+        self._require_of_builder()
+
+    def _require_of_builder(self) -> None:
+        foreign: dict[str, Any]
+        if self.builder == "tensorrt":
+            foreign = {"--compute-capability": self.compute_capabilities}
+            hint = "TensorRT builds for the GPU of this machine; for another of its family: --hardware-compatible"
+        else:
+            foreign = {
+                "--timing-cache": self.timing_cache,
+                "--version-compatible": self.version_compatible,
+                "--hardware-compatible": self.hardware_compatible,
+            }
+            hint = "TensorRT-RTX times its kernels where the engine runs; choose GPUs with --compute-capability"
+        for option, value in foreign.items():
+            if value:
+                raise OptionError(f"{option} with {BUILDER_NAMES[self.builder]}", expected="no such option", hint=hint)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain dictionary that JSON can hold."""
+        return _plain(self)
+
+    @classmethod
+    def from_dict(cls, values: object) -> BuildRequest:
+        """The inverse of `to_dict`; ValueError or TypeError on anything else."""
+        return _record(cls, values)
+
+
+@dataclass(frozen=True)
+class NetworkFacts:
+    """What is in the network that a builder parsed.
+
+    Attributes:
+        layers: how many there are.
+        matmuls: matrix products by the type that they compute in, ``{"HALF": 77}``; ``INT8`` where both inputs are
+            dequantised from it, else the type that the product gives: FLOAT, HALF, BF16.
+        convolutions: the same of its convolutions.
+        inputs: shape of each input by its name, -1 for a dynamic dimension.
+        outputs: the same of each output.
+    """
+
+    layers: int
+    matmuls: dict[str, int]
+    convolutions: dict[str, int]
+    inputs: dict[str, list[int]]
+    outputs: dict[str, list[int]]
+
+    @classmethod
+    def from_dict(cls, values: object) -> NetworkFacts:
+        """Read what `dataclasses.asdict` gives; ValueError or TypeError on anything else."""
+        return _record(cls, values)
+
+
+@dataclass(frozen=True)
+class EngineFacts:
+    """What is known of an engine; a part of its passport.
+
+    Attributes:
+        builder_version: as the builder says it, ``10.13.2.6``.
+        platform: operating system and processor, ``linux x86_64``.
+        device: the GPU that it was built on; None where it was built without one.
+        compute_capabilities: that an RTX engine was built for; () means every one that its builder knows.
+        batch: of a file of a fixed batch; None where the profiles say it.
+        workspace_mb, level, version_compatible, hardware_compatible, refittable: as asked for.
+        network: as the builder parsed it.
+        timing_cache_hit: True where the cache knew every kernel; None where there was no cache.
+        inspection: what the engine's layers are, as `inspection.Inspection` writes itself; None without a GPU.
+
+    Raises:
+        ValueError: both profiles and a fixed batch, or a time that is none.
+    """
+
+    builder: Builder
+    builder_version: str
+    platform: str
+    device: Device | None
+    compute_capabilities: tuple[str, ...]
+    profiles: tuple[Profile, ...]
+    batch: int | None
+    workspace_mb: int | None
+    level: int | None
+    version_compatible: bool
+    hardware_compatible: Hardware | None
+    refittable: bool
+    network: NetworkFacts
+    build_seconds: float
+    timing_cache_hit: bool | None
+    inspection: dict[str, Any] | None
+
+    def __post_init__(self) -> None:
+        if self.profiles and self.batch is not None:
+            raise ValueError(f"profiles and the fixed batch {self.batch}")
+        if not (math.isfinite(self.build_seconds) and self.build_seconds >= 0):
+            raise ValueError(f"build_seconds is {self.build_seconds}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain dictionary that JSON can hold."""
+        return _plain(self)
+
+    @classmethod
+    def from_dict(cls, values: object) -> EngineFacts:
+        """The inverse of `to_dict`; ValueError or TypeError on anything else."""
+        return _record(cls, values)
+
+
+def _repeated(items: tuple[Any, ...]) -> Any:
+    return next(item for item in items if items.count(item) > 1)
+
+
+def _plain(record: Any) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(record), default=str, allow_nan=False))
+    return plain
+
+
+def _record(kind: type[_R], values: object) -> _R:
+    """A dataclass out of JSON, every key there and every type right; ValueError or TypeError otherwise."""
+    if not isinstance(values, Mapping):
+        raise TypeError(f"{kind.__name__} is {values!r:.60}")
+    names = [entry.name for entry in fields(kind)]  # type: ignore[arg-type]
+    if differing := sorted(map(str, set(names) ^ values.keys())):
+        raise ValueError(f"unknown or missing keys of {kind.__name__}: {', '.join(differing)}")
+    hints = typing.get_type_hints(kind)
+    try:
+        return kind(**{name: _typed(name, hints[name], values[name]) for name in names})
+    except OptionError as error:
+        raise ValueError(str(error)) from error
+
+
+def _typed(name: str, hint: Any, value: Any) -> Any:
+    """`value` as `hint` wants it: a JSON list becomes a tuple, a JSON object a record."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (types.UnionType, typing.Union):
+        return None if value is None else _typed(name, next(arm for arm in inner if arm is not type(None)), value)
+    if origin is Literal:
+        if value not in inner:
+            raise ValueError(f"{name} is {value!r:.60}")
+        return value
+    if origin in (tuple, list) and isinstance(value, list):
+        return origin(_typed(name, inner[0], item) for item in value)
+    if origin is dict and isinstance(value, Mapping):
+        return {_typed(name, inner[0], key): _typed(name, inner[1], item) for key, item in value.items()}
+    if is_dataclass(hint):
+        return _record(hint, value)  # type: ignore[arg-type]
+    if hint is Path and type(value) is str:
+        return Path(value)
+    if hint is float and type(value) in (int, float):
+        return float(value)
+    if type(value) is not hint:
+        raise TypeError(f"{name} is {value!r:.60}")
+    return value

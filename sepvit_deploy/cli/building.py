@@ -1,0 +1,97 @@
+"""The command that turns an ONNX file into an engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from sepvit_deploy.cli import engines, show
+from sepvit_deploy.cli.app import JsonOption, OnnxArgument, app, require_other
+
+
+@app.command()
+def build(
+    file: OnnxArgument,
+    builder: Annotated[
+        Literal["tensorrt", "rtx", "auto"],
+        typer.Option(help="TensorRT needs the GPU; TensorRT-RTX builds without one, for RTX GPUs."),
+    ] = "auto",
+    profile: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MIN,OPT,MAX",
+            help="Batches to be ready for, tuned for OPT; or one batch. May be repeated; default: 1,8,32.",
+            show_default=False,
+        ),
+    ] = None,
+    workspace_mb: Annotated[
+        int | None, typer.Option(metavar="N", help="Most device memory of a kernel, MiB.", show_default=False)
+    ] = None,
+    level: Annotated[
+        int | None, typer.Option(metavar="0..5", help="Builder optimisation level.", show_default=False)
+    ] = None,
+    timing_cache: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Of kernel timings, shared by builds; default: one for each TensorRT version and GPU in the user's cache.",
+            show_default=False,
+        ),
+    ] = None,
+    compute_capability: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="8.6", help="Of RTX GPUs to build for; may be repeated; default: all.", show_default=False
+        ),
+    ] = None,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="Also for newer TensorRT of this major version.")
+    ] = False,
+    hardware_compatible: Annotated[
+        Literal["ampere+", "same-cc"] | None,
+        typer.Option(help="Also for other GPUs: Ampere and newer, or of this compute capability.", show_default=False),
+    ] = None,
+    refittable: Annotated[bool, typer.Option("--refittable", help="Weights can be replaced in the engine.")] = False,
+    require: Annotated[
+        Literal["fp16", "int8"] | None,
+        typer.Option(help="Fail unless the engine computes in this precision.", show_default=False),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Default: ./NAME.plan.", show_default=False)
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Parse and audit, then say what would be built; write nothing.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Build a TensorRT engine in the file's own precision, audited, with its passport; exit 1 if TensorRT refuses."""
+    from sepvit_deploy import pipeline
+    from sepvit_deploy.building import Profile
+
+    output = output or Path(f"{file.stem}.plan")
+    require_other(output, file)
+    with show.progress() as report:
+        done = pipeline.build(
+            file,
+            output,
+            builder=builder,
+            profiles=tuple(Profile.parse(text) for text in profile or ()),
+            workspace_mb=workspace_mb,
+            level=level,
+            timing_cache=timing_cache,
+            compute_capabilities=tuple(compute_capability or ()),
+            version_compatible=version_compatible,
+            hardware_compatible=hardware_compatible,
+            refittable=refittable,
+            require=require,
+            dry_run=dry_run,
+            report=report,
+            progress=show.percent(report, "building"),
+            warn=show.warn,
+        )
+    if as_json:
+        show.json_document(engines.engine_document(done))
+    else:
+        engines.engine(done)

@@ -1,0 +1,139 @@
+"""An ONNX file of a decided precision -> the plan of an engine, audited, with a passport that leads back to the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from sepvit_deploy import artifact, builders, gpu, plans
+from sepvit_deploy.artifact import Parent, Passport
+from sepvit_deploy.building import BuildRequest, EngineFacts, Profile
+from sepvit_deploy.engine import engine_from_onnx
+from sepvit_deploy.errors import GraphError, OptionError
+from sepvit_deploy.inspection import Inspection, inspect_engine
+from sepvit_deploy.network import kept_layers
+from sepvit_deploy.pipeline.opened import OpenedOnnx, Report, open_onnx
+
+Progress = Callable[[float], None]
+Warn = Callable[[str], None]
+PROFILE = Profile(1, 8, 32)
+"""Of a file of any batch, where none is asked for: tuned for the paper's batch of 8."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What `build` made: the plan's path, its passport (None for a dry run), and what is known of the engine."""
+
+    path: Path
+    passport: Passport | None
+    facts: EngineFacts
+    inspection: Inspection | None
+
+
+def build(
+    path: Path,
+    output: Path,
+    *,
+    builder: Literal["tensorrt", "rtx", "auto"] = "auto",
+    profiles: tuple[Profile, ...] = (),
+    workspace_mb: int | None = None,
+    level: int | None = None,
+    timing_cache: Path | None = None,
+    compute_capabilities: tuple[str, ...] = (),
+    version_compatible: bool = False,
+    hardware_compatible: Literal["ampere+", "same-cc"] | None = None,
+    refittable: bool = False,
+    require: Literal["fp16", "int8"] | None = None,
+    dry_run: bool = False,
+    report: Report = lambda step: None,
+    progress: Progress = lambda share: None,
+    warn: Warn = lambda text: None,
+) -> Engine:
+    """Build an engine from an ONNX file as `export` and `quantize` write it.
+
+    Args:
+        output: the plan to write; an existing one is replaced only when everything succeeded.
+        builder: ``auto`` takes TensorRT where it and a GPU are there, else TensorRT-RTX.
+        profiles: batches to be ready for; `PROFILE` for a file of any batch.
+        require: fail unless the engine computes in this precision.
+        dry_run: stop before the build: parse, audit, and write nothing.
+
+    Raises:
+        InputError: an option, the file or the output is unusable.
+        MissingDependency: there is no builder that works here.
+        AuditFailed, BuildFailed: TensorRT refuses the file, or does not have its precision; nothing is written.
+    """
+    chosen, _ = builders.choose(builder, gpu=bool(gpu.devices()))
+    file = open_onnx(path)
+    passport, _, preprocessing = file.require_passport()
+    if passport.facts.get("target") == "cpu":
+        raise GraphError(
+            f"{path} was quantised for a CPU", hint=f"type: sepvit-deploy quantize {_source(passport)} --precision int8"
+        )
+    if require is not None and file.precision != require:
+        raise OptionError(f"--require {require} of {path}, which is {file.precision}", expected=f"an {require} file")
+    request = BuildRequest(
+        builder=chosen,
+        profiles=profiles or (() if _fixed_batch(file) else (PROFILE,)),
+        workspace_mb=workspace_mb,
+        level=level,
+        timing_cache=timing_cache,
+        compute_capabilities=compute_capabilities,
+        version_compatible=version_compatible,
+        hardware_compatible=hardware_compatible,
+        refittable=refittable,
+    )
+    if not dry_run:
+        artifact.require_writable(output)
+    report("parsing and auditing" if dry_run else "building")
+    built = engine_from_onnx(
+        file.graph.SerializeToString(),
+        request,
+        name=path.name,
+        precision=file.precision,
+        keep=tuple(passport.facts.get("keep", ())),
+        rest=passport.facts.get("rest"),
+        dry_run=dry_run,
+        progress=progress,
+    )
+    for text in built.warnings:
+        warn(text)
+    facts, inspection = built.facts, None
+    if built.inspector_json is not None:
+        inspection = inspect_engine(built.inspector_json, built.layer_ms)
+        facts = replace(facts, inspection=inspection.to_dict())
+        if require is not None:
+            allow = sorted(kept_layers(file.graph, tuple(passport.facts.get("keep", ()))))
+            inspection.require(require, allow=allow, name=output.name)
+    if built.plan is None:
+        return Engine(output, None, facts, inspection)
+    report("writing")
+    written = plans.write_plan(
+        output,
+        built.plan,
+        Passport(
+            stage="build",
+            parents=(Parent("onnx", path.name, sha256=file.sha256), *passport.parents),
+            model=passport.model,
+            facts={
+                "precision": file.precision,
+                "opset": passport.facts.get("opset"),
+                "preprocessing": preprocessing.to_dict(),
+                "engine": facts.to_dict(),
+            },
+        ),
+    )
+    return Engine(output, written, facts, inspection)
+
+
+def _fixed_batch(file: OpenedOnnx) -> int | None:
+    """The batch that a graph was exported for; None where it takes any."""
+    dim = file.graph.graph.input[0].type.tensor_type.shape.dim[0]
+    return dim.dim_value if dim.HasField("dim_value") else None
+
+
+def _source(passport: Passport) -> str:
+    """The file that a quantised one was made from."""
+    return next((parent.name for parent in passport.parents if parent.role == "onnx"), "FILE.onnx")

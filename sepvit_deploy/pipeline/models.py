@@ -1,0 +1,158 @@
+"""What a command is given to run: an ONNX file, an engine's plan, or a model in torch."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sepvit_deploy import artifact
+from sepvit_deploy.artifact import Parent, Passport
+from sepvit_deploy.errors import CheckpointError, OptionError, PassportError, PlanError
+from sepvit_deploy.optional import require
+from sepvit_deploy.pipeline.opened import Opened, Running, model_of, open_onnx
+from sepvit_deploy.spec import ModelSpec
+from sepvit_deploy.variants import CLASSIFY_SIZE
+
+if TYPE_CHECKING:
+    from sepvit_deploy.plans import Plan
+    from sepvit_deploy.model.sepvit import SepViT, SepViTBackbone
+    from sepvit_deploy.runners.base import Runner
+
+TORCH = "torch:"
+PLANS = (".plan", ".engine")
+
+
+@dataclass(frozen=True)
+class OpenedPlan(Opened):
+    """An engine's plan."""
+
+    plan: Plan
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """See `Opened.output_names`.
+
+        Raises:
+            PassportError: the plan is trusted without a passport, so they are unknown.
+        """
+        if self.spec is None:
+            raise PassportError(f"{self.path} has no passport, so its outputs are unknown", hint="build it again")
+        return self.spec.output_names
+
+    @contextlib.contextmanager
+    def running(self, how: Running, *, name: str | None = None, taps: bool = False) -> Iterator[Runner]:
+        """See `Opened.running`; an engine has no inner tensors.
+
+        Raises:
+            PlanError: it does not load here, and why.
+        """
+        from sepvit_deploy import plans
+        from sepvit_deploy.runners.cuda import open_cuda
+        from sepvit_deploy.runners.tensorrt import TensorRtRunner
+
+        facts = self.plan.facts
+        if facts is None:
+            plans.probe(self.plan)  # nothing is known of it: if it crashes, then in another process
+        elif found := plans.obstacles(facts, plans.here()):
+            first = found[0]
+            raise PlanError(f"{self.path}: {first.found}", expected=first.expected, hint=first.hint)
+        with TensorRtRunner(
+            self.plan.content,
+            name=name or self.path.name,
+            builder=self.plan.builder,
+            cuda=open_cuda(how.cuda),
+            cuda_graph=how.cuda_graph,
+            version_compatible=facts is not None and facts.version_compatible,
+        ) as runner:
+            yield runner
+
+
+@dataclass(frozen=True)
+class OpenedTorch(Opened):
+    """A model as the paper writes it, in torch."""
+
+    model: SepViT | SepViTBackbone = field(repr=False)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """See `Opened.output_names`."""
+        assert self.spec is not None
+        return self.spec.output_names
+
+    @contextlib.contextmanager
+    def running(self, how: Running, *, name: str | None = None, taps: bool = False) -> Iterator[Runner]:
+        """See `Opened.running`."""
+        from sepvit_deploy.model.taps import taps as taps_of
+        from sepvit_deploy.runners.torch import TorchRunner
+
+        assert self.spec is not None
+        if how.provider == "tensorrt":
+            raise OptionError(f"--provider tensorrt with {self.path}", expected="cpu or cuda for a model in torch")
+        if how.threads is not None:
+            require("torch", extra="torch").set_num_threads(how.threads)
+        yield TorchRunner(
+            self.model,
+            self.spec.output_names,
+            self.spec.size,
+            name=name or str(self.path),
+            taps=tuple(taps_of(self.spec, deployed=False)) if taps else (),
+            device=how.provider,
+        )
+
+
+def open_model(source: str | Path, *, trust: bool = False) -> Opened:
+    """Open what a command was given: ``FILE.onnx``, ``FILE.plan`` or ``torch:VARIANT[:WEIGHTS]``.
+
+    Args:
+        trust: take a plan whose passport is missing or does not fit.
+
+    Raises:
+        InputError: it is none of these, or unusable.
+    """
+    if str(source).startswith(TORCH):
+        return _open_torch(str(source))
+    path = Path(source)
+    return open_plan(path, trust=trust) if path.suffix in PLANS else open_onnx(path)
+
+
+def open_plan(path: Path, *, trust: bool = False) -> OpenedPlan:
+    """Read a plan and its passport; nothing of it is run.
+
+    Raises:
+        PlanError: it is no plan.
+        PassportError: the passport is missing or of another plan, unless it is trusted.
+    """
+    from sepvit_deploy import plans
+
+    plan = plans.read_plan(path, trust=trust)
+    return OpenedPlan(path, plan.passport, model_of(path, plan.passport), plan)
+
+
+def _open_torch(source: str) -> OpenedTorch:
+    """``torch:VARIANT[:WEIGHTS]``: random weights of seed 0 where no file is named."""
+    require("torch", extra="torch")
+    from sepvit_deploy.model.checkpoint import load_checkpoint
+    from sepvit_deploy.model.sepvit import build_model
+
+    variant, _, file = source.removeprefix(TORCH).partition(":")
+    size = (CLASSIFY_SIZE, CLASSIFY_SIZE)
+    spec = ModelSpec(variant, "classify", size, 1000)
+    if file:
+        weights = Path(file)
+        if not weights.is_file():
+            raise CheckpointError(f"{weights} is no file", expected="torch:VARIANT[:WEIGHTS]")
+        model = load_checkpoint(weights, variant)
+        spec = ModelSpec(variant, "classify", size, model.num_classes)
+        digest = artifact.sha256(weights)
+        parent = Parent("weights", weights.name, sha256=digest)
+    else:
+        model = build_model(variant, "classify", num_classes=spec.num_classes, seed=0)
+        digest = hashlib.sha256(f"{variant} of seed 0".encode()).hexdigest()
+        parent = Parent("weights", "random", seed=0)
+    facts = {"precision": "fp32", "preprocessing": spec.preprocessing.to_dict()}
+    passport = Passport("torch", (parent,), spec.to_dict(), facts, file=source, sha256=digest)
+    return OpenedTorch(Path(source), passport, spec, model)

@@ -1,0 +1,93 @@
+"""Every variant, task and precision is built by TensorRT-RTX: one and several profiles, two compute capabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+
+from sepvit_deploy.building import BuildRequest, Profile
+from sepvit_deploy.engine import engine_from_onnx
+from sepvit_deploy.export import onnx_from_torch
+from sepvit_deploy.graph import load_graph
+from sepvit_deploy.model.rewrite import rewrite
+from sepvit_deploy.model.sepvit import build_model
+from sepvit_deploy.network import Precision
+from sepvit_deploy.placement import observed, sites
+from sepvit_deploy.precision import fp16_from_fp32, int8_from_fp32
+from sepvit_deploy.simplify import simplify
+from sepvit_deploy.spec import ModelSpec
+from sepvit_deploy.variants import STRIDES, VARIANTS, Task, map_sizes
+from tests.cpu.rtx import SKIP
+from tests.unit.graphs import DIGEST, table
+from tests.cpu.test_precision import images
+
+pytestmark = SKIP
+
+SIZE = (224, 224)
+ONE = BuildRequest("rtx", (Profile(1, 8, 32),), compute_capabilities=("8.6",))
+SEVERAL = BuildRequest("rtx", (Profile(1, 1, 1), Profile(2, 8, 8)), compute_capabilities=("12.0",))
+BOTH = BuildRequest("rtx", (Profile(1, 1, 1), Profile(8, 8, 8)), compute_capabilities=("8.6", "12.0"))
+REQUESTS: dict[tuple[Task, Precision], BuildRequest] = {
+    ("classify", "fp32"): ONE,
+    ("classify", "fp16"): SEVERAL,
+    ("classify", "int8"): ONE,
+    ("dense", "fp32"): SEVERAL,
+    ("dense", "fp16"): ONE,
+    ("dense", "int8"): SEVERAL,
+}
+"""Each precision with one and with several profiles, for one compute capability and for the other."""
+
+
+def fp32_graph(name: str, task: Task, exported: Callable[..., Path]) -> onnx.ModelProto:
+    if task == "classify":
+        return load_graph(exported("--variant", name))
+    spec = ModelSpec(name, task, SIZE)
+    return simplify(onnx_from_torch(rewrite(build_model(name, task), SIZE), spec))
+
+
+@pytest.mark.parametrize("task", ["classify", "dense"])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_precision_builds_with_the_products_asked_for(
+    name: str, task: Task, exported: Callable[..., Path]
+) -> None:
+    fp32 = fp32_graph(name, task, exported)
+    inputs = images(fp32, 1)
+    int8 = int8_from_fp32(fp32, table(fp32, inputs, observed(fp32)), graph_sha256=DIGEST).model
+    graphs: dict[Precision, onnx.ModelProto] = {"fp32": fp32, "fp16": fp16_from_fp32(fp32).model, "int8": int8}
+    shapes = {"logits": [-1, 1000]}
+    if task == "dense":
+        maps = zip(STRIDES, VARIANTS[name].channels, map_sizes(SIZE), strict=True)
+        shapes = {f"stride{stride}": [-1, channels, *hw] for stride, channels, hw in maps}
+    quantized = [site for site in sites(fp32) if site.default]
+    sizes: dict[str, int] = {}
+    for precision, graph in graphs.items():
+        request = REQUESTS[task, precision]
+        built = engine_from_onnx(graph.SerializeToString(), request, name=f"{name}.onnx", precision=precision)
+        assert built.plan is not None
+        sizes[precision] = len(built.plan)
+        facts = built.facts
+        assert facts.profiles == request.profiles
+        assert facts.compute_capabilities == request.compute_capabilities
+        assert facts.network.inputs == {"images": [-1, 3, *SIZE]}
+        assert facts.network.outputs == shapes
+        matmuls, convolutions = facts.network.matmuls, facts.network.convolutions
+        if precision == "int8":
+            assert matmuls["INT8"] == sum(site.op == "MatMul" for site in quantized)
+            assert convolutions == {"INT8": 4, "HALF": 4}
+            assert matmuls.keys() == {"INT8", "HALF"}
+        else:
+            kind = {"fp32": "FLOAT", "fp16": "HALF"}[precision]
+            assert matmuls.keys() == convolutions.keys() == {kind}
+    assert max(sizes["fp16"], sizes["int8"]) < 1.5 * sizes["fp32"]
+
+
+def test_one_engine_takes_several_profiles_and_generations(exported: Callable[..., Path]) -> None:
+    content = exported("--variant", "lite").read_bytes()
+    built = engine_from_onnx(content, BOTH, name="lite.onnx", precision="fp32")
+    assert built.facts.profiles == BOTH.profiles
+    assert built.facts.compute_capabilities == ("8.6", "12.0")
+    assert built.plan is not None
+    assert len(built.plan) > 1e7

@@ -1,0 +1,106 @@
+"""The ladder from torch to the engine: which rung and which block are wrong, and what is no ladder at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from sepvit_deploy.pipeline.models import OpenedPlan
+from sepvit_deploy.pipeline.opened import Running, open_onnx
+from sepvit_deploy.runners.base import Runner
+from tests.cpu.commands import PHOTO, call, certified, changed, complaint, shift
+
+
+@pytest.fixture(scope="module")
+def deployed(exported: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a spec, and the FP32, FP16 and engine files that it describes."""
+    folder = tmp_path_factory.mktemp("deployed")
+    source = exported("--variant", "lite")
+    for path in (source, Path(f"{source}.json")):
+        shutil.copy(path, folder / path.name.replace(source.stem, "fp32"))
+    certified(source, folder / "fp32.onnx")
+    (folder / "spec.toml").write_text(call("init", "lite", "fp16").out, encoding="utf-8")
+    done = call("quantize", folder / "fp32.onnx", "--precision", "fp16", "--output", folder / "sepvit_lite_fp16.onnx")
+    assert done.code == 0, done
+    return folder
+
+
+@pytest.fixture
+def copy(deployed: Path, tmp_path: Path) -> Path:
+    """The same folder, to be spoilt."""
+    return Path(shutil.copytree(deployed, tmp_path / "copy"))
+
+
+def climb(folder: Path, *options: str | Path) -> list[str | Path]:
+    return ["check", folder / "spec.toml", "--out", folder, *options]
+
+
+def test_every_rung_of_a_spec_agrees(deployed: Path) -> None:
+    document = call(*climb(deployed, "--images", PHOTO.parent, "--json")).document
+    assert document["passed"]
+    assert document["verdict"] == "agrees"
+    assert "the ladder ends at sepvit_lite_fp16.onnx" in document["left_out"]
+    rungs = {step["rung"]: step for step in document["steps"]}
+    assert list(rungs) == ["rewritten", "onnx", "precision"]
+    for step in rungs.values():
+        names = [tensor["name"] for tensor in step["first"]["tensors"]]
+        assert names[-1] == "logits"
+        assert "stage2.block0.pwa" in names
+    assert rungs["onnx"]["first"]["tensors"][-1]["sqnr_db"] > 100
+    assert 45 < rungs["precision"]["before"]["tensors"][-1]["sqnr_db"] < 100
+
+
+def test_a_fault_in_a_file_is_the_models_and_has_an_address(copy: Path) -> None:
+    path = copy / "sepvit_lite_fp16.onnx"
+    name = "stages.1.blocks.0.mlp.fc2.weight"
+
+    def spoil(model: onnx.ModelProto) -> None:
+        (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == name)
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float16(3), name))
+
+    changed(path, path, spoil)
+    done = call(*climb(copy))
+    complaint(done, "the model is wrong", "precision (sepvit_lite_fp16.onnx)", "stage1.block0.mlp differs", code=1)
+    assert "FAILED" in done.out
+    assert "verdict: the model is wrong" in done.out
+
+
+def test_a_fault_in_the_fp32_file_is_found_on_its_own_rung(copy: Path) -> None:
+    path = copy / "fp32.onnx"
+    changed(path, path, shift("head.bias", 0.5))
+    lowered = copy / "sepvit_lite_fp16.onnx"
+    passport = json.loads(Path(f"{lowered}.json").read_text(encoding="utf-8"))
+    passport["parents"][0]["sha256"] = open_onnx(path).sha256
+    certified(lowered, lowered, parents=passport["parents"])
+    complaint(call(*climb(copy)), "the model is wrong", "onnx (fp32.onnx) against torch", "logits differs", code=1)
+
+
+def test_files_that_are_not_of_the_chain(copy: Path) -> None:
+    path = copy / "fp32.onnx"
+    path.rename(copy / "elsewhere.onnx")
+    complaint(call(*climb(copy)), "was made from fp32.onnx, which is not beside it")
+    Path(f"{path}.json").unlink()
+    shutil.copy(copy / "sepvit_lite_fp16.onnx", path)
+    complaint(call(*climb(copy)), "fp32.onnx is not what sepvit_lite_fp16.onnx was made from")
+
+
+def test_a_spec_that_was_not_deployed_or_is_another(copy: Path, tmp_path: Path) -> None:
+    complaint(call("check", copy / "spec.toml", "--out", tmp_path), "is not there", "sepvit-deploy deploy")
+    text = (copy / "spec.toml").read_text(encoding="utf-8")
+    (copy / "spec.toml").write_text(text.replace("num_classes = 1000", "num_classes = 7"), encoding="utf-8")
+    complaint(call(*climb(copy)), "sepvit_lite_fp16.onnx is lite, classify, fp16; expected what")
+
+
+def test_options_of_a_climb_alone(deployed: Path) -> None:
+    complaint(call("check", deployed / "fp32.onnx", "--noise-floor", "3"), "--noise-floor or --samples", "a plan or a spec")
+    complaint(call(*climb(deployed, "--noise-floor", "3")), "--noise-floor 3 without a GPU", "2 builds or more")
+    complaint(call(*climb(deployed, "--samples", "2")), "--samples 2 without --images")
+    complaint(call(*climb(deployed, "--samples", "0", "--images", PHOTO.parent)), "--samples 0")
