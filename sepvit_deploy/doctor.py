@@ -1,11 +1,18 @@
-"""What this machine has, what is missing, and how to get it."""
+"""What this machine has, what is missing, and how to get it; and whether a plan loads on it."""
 
 from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+from sepvit_deploy import plans
+from sepvit_deploy.artifact import Parent
+from sepvit_deploy.building import EngineFacts
+from sepvit_deploy.plans import Here, Obstacle
+from sepvit_deploy.triton_releases import AS_OF, image_for
 
 PROBE_SECONDS = 60
 
@@ -173,3 +180,70 @@ def _warnings() -> list[str]:
     if _version("onnx-simplifier"):
         warnings.append("onnx-simplifier is the old name of onnxsim: pip uninstall onnx-simplifier")
     return warnings
+
+
+@dataclass(frozen=True)
+class PlanDiagnosis:
+    """A plan, judged without running anything of it.
+
+    Attributes:
+        obstacles: why it does not load here; () where nothing speaks against it.
+        differences: in what this GPU is not the one of the build, though it loads.
+        triton: the image of Triton that carries its TensorRT, or why none is named.
+        facts: None of a plan that is trusted without a passport; then chain is () and precision empty.
+        chain: what it was made from, the ONNX file first and the weights last.
+    """
+
+    path: str
+    obstacles: tuple[Obstacle, ...]
+    differences: tuple[str, ...]
+    triton: str
+    precision: str
+    facts: EngineFacts | None
+    chain: tuple[Parent, ...]
+
+    @property
+    def loads(self) -> bool:
+        """True where nothing is known to speak against it."""
+        return not self.obstacles
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON."""
+        return asdict(self) | {"loads": self.loads, "facts": self.facts.to_dict() if self.facts else None}
+
+
+def diagnose_plan(path: Path, *, trust: bool = False, machine: Here | None = None) -> PlanDiagnosis:
+    """Say whether a plan will load on a machine, from its passport alone.
+
+    Args:
+        trust: take a plan whose passport is missing or of another plan; nothing can be said of it.
+        machine: this one by default.
+
+    Raises:
+        PlanError: it is no plan.
+        PassportError: its passport is missing, of another plan, or was edited; unless it is trusted.
+    """
+    plan = plans.read_plan(path, trust=trust)
+    machine = machine or plans.here()
+    if plan.facts is None or plan.passport is None:
+        unknown = Obstacle("nothing is known of this plan", "its passport", "build it again; --trust loads it to try")
+        return PlanDiagnosis(str(path), (unknown,), (), "unknown: no passport", "", None, ())
+    chain = sorted(plan.passport.parents, key=lambda parent: parent.role == "weights")
+    return PlanDiagnosis(
+        path=str(path),
+        obstacles=plans.obstacles(plan.facts, machine),
+        differences=plans.differences(plan.facts, machine),
+        triton=_triton(plan.facts),
+        precision=str(plan.passport.facts.get("precision")),
+        facts=plan.facts,
+        chain=tuple(chain),
+    )
+
+
+def _triton(facts: EngineFacts) -> str:
+    if facts.builder == "rtx":
+        return "none: Triton runs plans of TensorRT, not of TensorRT-RTX"
+    image = image_for(facts.builder_version)
+    if image is None:
+        return f"unknown: TensorRT {facts.builder_version} is not in the table of {AS_OF}"
+    return f"tritonserver:{image}"

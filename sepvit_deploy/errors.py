@@ -10,6 +10,7 @@
     |   |-- ImageError              a picture or a folder of pictures
     |   `-- OutputError             a place that cannot be written
     |-- MissingDependency       2   an optional package is not installed, or does not load
+    |-- DeviceError             2   the GPU or its driver fails
     `-- CheckFailed             1   the work was done and its result is not acceptable
         |-- AuditFailed             the graph is not deployable, or TensorRT refuses it
         |-- BuildFailed             the builder fails on a file that it could parse
@@ -80,6 +81,10 @@ class OutputError(InputError):
 
 class MissingDependency(SepvitError):
     """An optional package is not installed, or does not load."""
+
+
+class DeviceError(SepvitError):
+    """The GPU or its driver fails."""
 
 
 class CheckFailed(SepvitError):

@@ -1,7 +1,7 @@
 """The child of `plans.probe`: deserialises a plan that nothing is known of, and says whether that went well.
 
-    standard input     one line of JSON (builder, bytes), then the plan
-    standard output    one line of JSON: loads, reason
+standard input     one line of JSON (builder, bytes), then the plan
+standard output    one line of JSON: loads, reason
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def read_plan(path: Path, *, trust: bool = False) -> Plan:
         raise PlanError(f"{path} is no TensorRT plan", expected="a plan as sepvit-deploy build writes it")
     digest = hashlib.sha256(content).hexdigest()
     try:
-        passport = artifact.read_passport(path)
+        passport = _passport(path)
         if passport is None:
             raise PassportError(
                 f"{path} has no passport, so nothing tells what it is: a plan is code, and loading it runs it",
@@ -93,6 +93,13 @@ def read_plan(path: Path, *, trust: bool = False) -> Plan:
     return Plan(path, content, digest, builder, passport, facts)
 
 
+def _passport(path: Path) -> Passport | None:
+    try:
+        return artifact.read_passport(path)
+    except PassportError as error:
+        raise PassportError(error.found, expected=error.expected, hint="build it again") from error
+
+
 def _content(path: Path) -> bytes:
     try:
         if os.path.exists(path) and not os.path.isfile(path):
@@ -100,7 +107,9 @@ def _content(path: Path) -> bytes:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise PlanError(f"{path} does not exist", expected="a plan", hint="type: sepvit-deploy build FILE.onnx") from error
+        raise PlanError(
+            f"{path} does not exist", expected="a plan", hint="type: sepvit-deploy build FILE.onnx"
+        ) from error
     except OSError as error:
         raise PlanError(f"{path} cannot be read ({error.strerror})", expected="a plan") from error
     if len(content) > MAX_BYTES:
@@ -160,7 +169,7 @@ class Obstacle:
 
 
 def here() -> Here:
-    """This machine; nothing heavy is imported."""
+    """What is here; nothing heavy is imported."""
     return Here(builders.available(), gpu.devices(), f"{sys.platform} {platform.machine()}")
 
 
@@ -266,10 +275,14 @@ def probe(plan: Plan) -> None:
             CHILD, input=header + plan.content, capture_output=True, timeout=PROBE_SECONDS, check=False
         )
     except subprocess.TimeoutExpired as error:
-        raise PlanError(f"{plan.path} had not loaded after {PROBE_SECONDS:g} s", expected="a plan that loads") from error
+        raise PlanError(
+            f"{plan.path} had not loaded after {PROBE_SECONDS:g} s", expected="a plan that loads"
+        ) from error
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
-        raise PlanError(f"{plan.path} crashes {BUILDER_NAMES[plan.builder]} ({name})", expected="a plan of this machine")
+        raise PlanError(
+            f"{plan.path} crashes {BUILDER_NAMES[plan.builder]} ({name})", expected="a plan of this machine"
+        )
     answer = _answer(done.stdout)
     if done.returncode or answer.get("loads") is not True:
         reason = str(answer.get("reason") or f"its process ended with status {done.returncode}")

@@ -23,9 +23,7 @@ app = typer.Typer(
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
 ModelArgument = Annotated[
     str,
-    typer.Argument(
-        metavar="FILE", help="FILE.onnx, FILE.plan, or torch:VARIANT[:WEIGHTS].", show_default=False
-    ),
+    typer.Argument(metavar="FILE", help="FILE.onnx, FILE.plan, or torch:VARIANT[:WEIGHTS].", show_default=False),
 ]
 ProviderOption = Annotated[
     Literal["cpu", "cuda", "tensorrt"],

@@ -36,7 +36,7 @@ def build(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Of kernel timings, shared by builds; default: one for each TensorRT version and GPU in the user's cache.",
+            help="Kernel timings that builds share; default: in the user's cache, by TensorRT version and GPU.",
             show_default=False,
         ),
     ] = None,

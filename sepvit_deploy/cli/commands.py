@@ -185,7 +185,7 @@ def check(
 ) -> None:
     """Compare a file with the model as the paper writes it, or with another; exit 1 if they disagree.
 
-    A plan or a spec is climbed to, from torch through every form in between: the first one that leaves tolerance is named.
+    A plan or a spec is climbed to, from torch through every form: the first one out of tolerance is named.
     """
     from sepvit_deploy import pipeline
 

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 from sepvit_deploy.cli.show import as_text, console, new_table, say
 
 if TYPE_CHECKING:
+    from sepvit_deploy.artifact import Parent
     from sepvit_deploy.building import EngineFacts
+    from sepvit_deploy.doctor import PlanDiagnosis
     from sepvit_deploy.inspection import Inspection
     from sepvit_deploy.pipeline import Climbed, Engine
 
@@ -140,3 +142,27 @@ def climbed(found: Climbed) -> None:
     if found.block is not None:
         say(f"the engine's first block out of tolerance: {found.block}")
     say(f"verdict: {climb.verdict}")
+
+
+def diagnosis(found: PlanDiagnosis) -> None:
+    """What a plan is, what it was made from, and whether it loads here."""
+    facts = found.facts
+    if facts is not None:
+        say(f"{as_text(found.path)}: {found.precision.upper()}, {_made_by(facts)}")
+        say(f"{_batches(facts)}; {_products(facts)}")
+        say("made from " + ", ".join(map(_parent, found.chain)))
+    say(f"Triton image: {found.triton}")
+    for difference in found.differences:
+        say(f"another GPU than that of the build: {as_text(difference)}")
+    if found.loads:
+        say("it will load here")
+        return
+    say("it will NOT load here:")
+    for obstacle in found.obstacles:
+        say(f"  {as_text(obstacle.found)}; expected {as_text(obstacle.expected)}; {as_text(obstacle.hint)}")
+
+
+def _parent(parent: Parent) -> str:
+    if parent.is_random:
+        return f"random weights (seed {parent.seed})"
+    return f"{as_text(parent.name)} ({(parent.sha256 or 'no digest')[:12]})"

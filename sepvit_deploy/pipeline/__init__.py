@@ -2,11 +2,11 @@
 
 from sepvit_deploy.pipeline.building import Engine, build
 from sepvit_deploy.pipeline.checking import check, parity_facts, reference_model
+from sepvit_deploy.pipeline.climbing import Climbed, climb, has_ladder
 from sepvit_deploy.pipeline.deploying import Deployed, Step, deploy, export_lowered
 from sepvit_deploy.pipeline.exporting import Exported, export
 from sepvit_deploy.pipeline.lowering import Lowered, calibrate, quantize, smooth
 from sepvit_deploy.pipeline.measuring import evaluate, sensitivity
-from sepvit_deploy.pipeline.climbing import Climbed, climb, has_ladder
 from sepvit_deploy.pipeline.models import open_model, open_plan
 from sepvit_deploy.pipeline.opened import Opened, Running, open_onnx
 

@@ -1,7 +1,9 @@
-"""An ONNX file of a decided precision -> the plan of an engine, audited, with a passport that leads back to the weights."""
+"""An ONNX file of a decided precision -> the plan of an engine, audited, with a passport back to the weights."""
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -65,7 +67,7 @@ def build(
         MissingDependency: there is no builder that works here.
         AuditFailed, BuildFailed: TensorRT refuses the file, or does not have its precision; nothing is written.
     """
-    chosen, _ = builders.choose(builder, gpu=bool(gpu.devices()))
+    chosen, version = builders.choose(builder, gpu=bool(gpu.devices()))
     file = open_onnx(path)
     passport, _, preprocessing = file.require_passport()
     if passport.facts.get("target") == "cpu":
@@ -74,6 +76,8 @@ def build(
         )
     if require is not None and file.precision != require:
         raise OptionError(f"--require {require} of {path}, which is {file.precision}", expected=f"an {require} file")
+    if chosen == "tensorrt" and timing_cache is None:
+        timing_cache = _users_timing_cache(version, warn)
     request = BuildRequest(
         builder=chosen,
         profiles=profiles or (() if _fixed_batch(file) else (PROFILE,)),
@@ -126,6 +130,20 @@ def build(
         ),
     )
     return Engine(output, written, facts, inspection)
+
+
+def _users_timing_cache(version: str, warn: Warn) -> Path | None:
+    """Where builds by this TensorRT on this GPU share their timings; None, and a warning, where that cannot be."""
+    device = gpu.devices()[0]
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", f"tensorrt-{version}-{device.name}-{device.compute_capability}")
+    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    folder = Path(root, "sepvit-deploy").expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
+        warn(f"no timing cache, for {folder} cannot be made ({error}): builds take longer")
+        return None
+    return folder / f"{name}.timing"
 
 
 def _fixed_batch(file: OpenedOnnx) -> int | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sepvit_deploy import artifact, gpu, ladder, parity
+from sepvit_deploy import gpu, ladder, parity
 from sepvit_deploy.building import BuildRequest, EngineFacts
 from sepvit_deploy.deployment import DeploymentSpec, ParitySpec, read_spec
 from sepvit_deploy.engine import engine_from_onnx
@@ -111,7 +111,7 @@ def climb(
     else:
         file, left_out, tolerances = open_model(source, trust=how.trust), "", None
     chain = _chain(file)
-    tolerances = tolerances or ParitySpec.of(chain[-1].precision)  # type: ignore[arg-type] # one of three
+    tolerances = tolerances or ParitySpec.of(chain[-1].precision)
     model = reference_of(chain[0], weights, ema=ema, report=report)
     with contextlib.ExitStack() as stack:
         rungs = _rungs(stack, model, chain, tolerances, how)
@@ -213,7 +213,11 @@ def _rungs(
     assert spec is not None
     of = (spec.output_names, spec.size)
     rungs = [
-        Rung("torch", TorchRunner(model, *of, name="the paper's model", taps=tuple(taps(spec, deployed=False))), parity.FP32),
+        Rung(
+            "torch",
+            TorchRunner(model, *of, name="the paper's model", taps=tuple(taps(spec, deployed=False))),
+            parity.FP32,
+        ),
         Rung(
             "rewritten",
             TorchRunner(rewrite(model, spec.size), *of, name="in torch", taps=tuple(taps(spec, deployed=True))),
@@ -229,9 +233,7 @@ def _rungs(
     return rungs
 
 
-def _images(
-    file: OpenedOnnx, source: Path | None, samples: int | None
-) -> tuple[list[str], Iterator[Array], str]:
+def _images(file: OpenedOnnx, source: Path | None, samples: int | None) -> tuple[list[str], Iterator[Array], str]:
     """Names, batches and a description of the images; random ones where there is no ``source``."""
     _, spec, preprocessing = file.require_passport()
     if source is None:

@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sepvit_deploy import artifact
+from sepvit_deploy import artifact, plans
 from sepvit_deploy.artifact import Parent, Passport
 from sepvit_deploy.errors import CheckpointError, OptionError, PassportError, PlanError
 from sepvit_deploy.optional import require
 from sepvit_deploy.pipeline.opened import Opened, Running, model_of, open_onnx
+from sepvit_deploy.plans import Plan
 from sepvit_deploy.spec import ModelSpec
 from sepvit_deploy.variants import CLASSIFY_SIZE
 
 if TYPE_CHECKING:
-    from sepvit_deploy.plans import Plan
     from sepvit_deploy.model.sepvit import SepViT, SepViTBackbone
     from sepvit_deploy.runners.base import Runner
 
@@ -50,16 +50,15 @@ class OpenedPlan(Opened):
         Raises:
             PlanError: it does not load here, and why.
         """
-        from sepvit_deploy import plans
-        from sepvit_deploy.runners.cuda import open_cuda
-        from sepvit_deploy.runners.tensorrt import TensorRtRunner
-
         facts = self.plan.facts
         if facts is None:
             plans.probe(self.plan)  # nothing is known of it: if it crashes, then in another process
         elif found := plans.obstacles(facts, plans.here()):
             first = found[0]
             raise PlanError(f"{self.path}: {first.found}", expected=first.expected, hint=first.hint)
+        from sepvit_deploy.runners.cuda import open_cuda
+        from sepvit_deploy.runners.tensorrt import TensorRtRunner
+
         with TensorRtRunner(
             self.plan.content,
             name=name or self.path.name,
@@ -126,8 +125,6 @@ def open_plan(path: Path, *, trust: bool = False) -> OpenedPlan:
         PlanError: it is no plan.
         PassportError: the passport is missing or of another plan, unless it is trusted.
     """
-    from sepvit_deploy import plans
-
     plan = plans.read_plan(path, trust=trust)
     return OpenedPlan(path, plan.passport, model_of(path, plan.passport), plan)
 

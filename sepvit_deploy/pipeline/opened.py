@@ -9,12 +9,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from sepvit_deploy import artifact
 from sepvit_deploy.artifact import Passport
 from sepvit_deploy.errors import GraphError, OptionError, PassportError
 from sepvit_deploy.graph import load_graph
+from sepvit_deploy.network import Precision
 from sepvit_deploy.precision import require_fp32
 from sepvit_deploy.spec import ModelSpec, Preprocessing
 
@@ -67,9 +68,7 @@ class Opened(ABC):
         """What it gives."""
 
     @abstractmethod
-    def running(
-        self, how: Running, *, name: str | None = None, taps: bool = False
-    ) -> AbstractContextManager[Runner]:
+    def running(self, how: Running, *, name: str | None = None, taps: bool = False) -> AbstractContextManager[Runner]:
         """A runner, which gives back what it holds when the context ends.
 
         Args:
@@ -83,18 +82,18 @@ class Opened(ABC):
         return self.passport is not None and self.passport.weights is not None and self.passport.weights.is_random
 
     @property
-    def precision(self) -> str:
+    def precision(self) -> Precision:
         """``fp32``, ``fp16`` or ``int8``, as the passport says; without one, ``fp32``.
 
         Raises:
             PassportError: the passport says something else.
         """
-        found = self.passport.facts.get("precision", "fp32") if self.passport else "fp32"
-        if found not in ("fp32", "fp16", "int8"):
+        found: Precision = self.passport.facts.get("precision", "fp32") if self.passport else "fp32"
+        if found not in get_args(Precision):
             raise PassportError(
                 f"{artifact.passport_path(self.path)} says precision {found!r}", expected="fp32, fp16 or int8"
             )
-        return str(found)
+        return found
 
     @cached_property
     def sha256(self) -> str:

@@ -35,7 +35,8 @@ class TorchRunner:
     ) -> None:
         if device == "cuda" and not torch.cuda.is_available():
             raise MissingDependency(
-                f"torch {torch.__version__} sees no CUDA device", hint="take --provider cpu; or see sepvit-deploy doctor"
+                f"torch {torch.__version__} sees no CUDA device",
+                hint="take --provider cpu; or see sepvit-deploy doctor",
             )
         self.name = name
         self.input_shape: tuple[int | None, ...] = (None, 3, *size)

@@ -21,8 +21,8 @@ from sepvit_deploy.simplify import simplify
 from sepvit_deploy.spec import ModelSpec
 from sepvit_deploy.variants import STRIDES, VARIANTS, Task, map_sizes
 from tests.cpu.rtx import SKIP
-from tests.unit.graphs import DIGEST, table
 from tests.cpu.test_precision import images
+from tests.unit.graphs import DIGEST, table
 
 pytestmark = SKIP
 

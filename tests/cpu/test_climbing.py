@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +12,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from sepvit_deploy.pipeline.models import OpenedPlan
-from sepvit_deploy.pipeline.opened import Running, open_onnx
-from sepvit_deploy.runners.base import Runner
+from sepvit_deploy.pipeline.opened import open_onnx
 from tests.cpu.commands import PHOTO, call, certified, changed, complaint, shift
 
 
@@ -100,7 +97,9 @@ def test_a_spec_that_was_not_deployed_or_is_another(copy: Path, tmp_path: Path) 
 
 
 def test_options_of_a_climb_alone(deployed: Path) -> None:
-    complaint(call("check", deployed / "fp32.onnx", "--noise-floor", "3"), "--noise-floor or --samples", "a plan or a spec")
+    complaint(
+        call("check", deployed / "fp32.onnx", "--noise-floor", "3"), "--noise-floor or --samples", "a plan or a spec"
+    )
     complaint(call(*climb(deployed, "--noise-floor", "3")), "--noise-floor 3 without a GPU", "2 builds or more")
     complaint(call(*climb(deployed, "--samples", "2")), "--samples 2 without --images")
     complaint(call(*climb(deployed, "--samples", "0", "--images", PHOTO.parent)), "--samples 0")

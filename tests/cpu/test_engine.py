@@ -398,6 +398,72 @@ sys.modules["sepvit_deploy.runners.tensorrt"] = runner
 """
 
 
+SETTINGS = """
+import json
+from polygraphy.backend import trt as loaders
+from sepvit_deploy.errors import BuildFailed
+trt = builders.load(BUILDER)
+create, given = loaders.CreateConfig, {}
+def recorded(**settings):
+    given.update(settings)
+    return create(**settings)
+def report(network, config):
+    made = config()
+    raise BuildFailed(json.dumps({
+        "TF32": made.get_flag(trt.BuilderFlag.TF32),
+        "REFIT": made.get_flag(trt.BuilderFlag.REFIT),
+        "VERSION_COMPATIBLE": made.get_flag(trt.BuilderFlag.VERSION_COMPATIBLE),
+        "verbosity": made.profiling_verbosity.name,
+        "hardware": getattr(given.get("hardware_compatibility_level"), "name", None),  # RTX forgets it
+        "level": made.builder_optimization_level,
+        "workspace": made.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE),
+        "profiles": made.num_optimization_profiles,
+        "capabilities": [made.get_compute_capability(i).name for i in range(made.num_compute_capabilities)],
+    }))
+loaders.CreateConfig, loaders.EngineBytesFromNetwork = recorded, report
+"""
+
+
+def settings(monkeypatch: pytest.MonkeyPatch, asked: BuildRequest) -> dict[str, Any]:
+    """What the builder's own configuration says of a request."""
+    start = AS_TENSORRT if asked.builder == "tensorrt" else "from sepvit_deploy import builders; builders.load('rtx')"
+    monkeypatch.setattr(engine, "CHILD", fake_child(start + SETTINGS.replace("BUILDER", repr(asked.builder)) + RUN))
+    found: dict[str, Any] = json.loads(refusal(BuildFailed, small(), asked=asked))
+    return found
+
+
+def test_what_is_asked_for_is_what_the_builder_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = settings(monkeypatch, request(BATCHES))
+    assert (plain["TF32"], plain["verbosity"]) == (False, "DETAILED")  # float32 means float32
+    assert (plain["REFIT"], plain["VERSION_COMPATIBLE"], plain["hardware"]) == (False, False, None)
+    assert (plain["profiles"], plain["capabilities"]) == (1, [])
+    found = settings(
+        monkeypatch,
+        BuildRequest(
+            "tensorrt",
+            (Profile(1, 1, 1), BATCHES),
+            level=5,
+            workspace_mb=64,
+            version_compatible=True,
+            hardware_compatible="same-cc",
+            refittable=True,
+        ),
+    )
+    assert found == {
+        "TF32": False,
+        "REFIT": True,
+        "VERSION_COMPATIBLE": True,
+        "verbosity": "DETAILED",
+        "hardware": "SAME_COMPUTE_CAPABILITY",
+        "level": 5,
+        "workspace": 64 << 20,
+        "profiles": 2,
+        "capabilities": [],
+    }
+    asked = BuildRequest("rtx", (BATCHES,), compute_capabilities=("12.0", "7.5"))
+    assert settings(monkeypatch, asked)["capabilities"] == ["SM120", "SM75"]
+
+
 def inspected(monkeypatch: pytest.MonkeyPatch, asked: BuildRequest, device: Device, fail: str = "") -> Built:
     """A build on a machine with this GPU, as far as the parent sees, and a runner that is none."""
     runner = WITH_RUNNER.replace("BUILDER", repr(asked.builder)).replace("FAIL", fail)

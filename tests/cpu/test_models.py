@@ -1,4 +1,4 @@
-"""What a command can be given to run: an ONNX file on any provider, a model in torch; never another provider instead."""
+"""What a command can be given to run: an ONNX file on any provider, a model in torch; no other instead."""
 
 from __future__ import annotations
 
