@@ -36,6 +36,7 @@ class Channel:
     def __init__(self) -> None:
         self._file = os.fdopen(os.dup(1), "wb")
         self._lock = threading.Lock()
+        os.dup2(2, 1)
 
     def send(self, content: bytes = b"", **message: Any) -> None:
         """One line of JSON, and bytes after it."""

@@ -1,0 +1,249 @@
+"""The runner of plans, over a fake device and a fake TensorRT: order of calls, changing batches, and giving back."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sepvit_deploy import builders
+from sepvit_deploy.errors import DeviceError, InputError, PlanError
+from sepvit_deploy.runners.tensorrt import TensorRtRunner
+from tests.unit import fake_tensorrt
+from tests.unit.fake_cuda import FakeCuda
+from tests.unit.fake_tensorrt import SIDE, model, plan
+
+PROFILES = [[1, 1, 1], [2, 8, 8], [4, 16, 32]]
+Make = Callable[..., TensorRtRunner]
+
+
+def loaded(monkeypatch: pytest.MonkeyPatch, cuda: FakeCuda) -> None:
+    trt = fake_tensorrt.module(cuda)
+    monkeypatch.setattr(builders, "load", lambda builder: trt)
+
+
+@pytest.fixture
+def cuda() -> FakeCuda:
+    return FakeCuda()
+
+
+@pytest.fixture
+def make(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> Make:
+    loaded(monkeypatch, cuda)
+
+    def runner(content: bytes | None = None, **more: object) -> TensorRtRunner:
+        return TensorRtRunner(
+            content or plan(PROFILES), name="t.plan", builder="tensorrt", cuda=cuda, **more  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    return runner
+
+
+def images(batch: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((batch, 3, SIDE, SIDE), dtype=np.float32)
+
+
+def assert_right(found: dict[str, np.ndarray], batch: np.ndarray) -> None:
+    expected = model(batch)
+    assert list(found) == list(expected)
+    for name, values in expected.items():
+        assert found[name].dtype == np.float32
+        np.testing.assert_array_equal(found[name], values)
+
+
+def test_copies_come_before_the_launch_and_one_wait_after_everything(make: Make, cuda: FakeCuda) -> None:
+    with make() as runner:
+        runner.run(images(8))
+        cuda.calls.clear()
+        _, timing = runner.run_timed(images(8))
+        assert cuda.calls == [
+            *("copy_to_device", "record", "enqueue", "record"),
+            *("copy_to_host", "copy_to_host", "synchronize", "elapsed_ms"),
+        ]
+    assert timing.compute_ms == 1.25
+    assert 0 <= timing.enqueue_ms <= timing.total_ms
+    assert not cuda.live
+    assert cuda.closed == 1
+
+
+def test_buffers_are_made_once_for_each_profile(make: Make, cuda: FakeCuda) -> None:
+    with make() as runner:
+        for batch in (3, 8, 2, 5):
+            runner.run(images(batch))
+        assert cuda.calls.count("allocate") == cuda.calls.count("allocate_pinned") == 3
+        runner.run(images(1))
+        runner.run(images(20))
+        assert cuda.calls.count("allocate") == 9
+
+
+@pytest.mark.parametrize("graph", [False, True])
+@settings(max_examples=30, deadline=None)
+@given(batches=st.lists(st.integers(1, 32), min_size=1, max_size=8))
+def test_any_sequence_of_batches_is_computed_right(graph: bool, batches: list[int]) -> None:
+    cuda = FakeCuda()
+    with pytest.MonkeyPatch.context() as patch:
+        loaded(patch, cuda)
+        with TensorRtRunner(plan(PROFILES), name="t", builder="tensorrt", cuda=cuda, cuda_graph=graph) as runner:
+            found = []
+            for seed, batch in enumerate(batches):
+                found.append((runner.run(images(batch, seed)), images(batch, seed)))
+            for outputs, given_images in found:  # after all runs: outputs are copies
+                assert_right(outputs, given_images)
+    assert not cuda.live
+
+
+def test_the_profile_tuned_for_the_nearest_batch_runs(make: Make) -> None:
+    with make() as runner:
+        chosen = {batch: runner._profile_for(batch) for batch in (1, 2, 5, 8, 9, 32)}
+    assert chosen == {1: 0, 2: 1, 5: 1, 8: 1, 9: 2, 32: 2}
+
+
+def test_a_graph_is_captured_after_a_plain_run_and_then_launched(make: Make, cuda: FakeCuda) -> None:
+    with make(cuda_graph=True) as runner:
+        for seed in range(4):
+            assert_right(runner.run(images(8, seed)), images(8, seed))
+        assert cuda.calls.count("enqueue") == 2  # the plain run, and the one that is captured
+        assert cuda.calls.count("launch") == 3
+        runner.run(images(4))
+        assert_right(runner.run(images(8, 9)), images(8, 9))
+    assert not cuda.live
+
+
+def test_a_capture_that_fails_is_an_error(make: Make, cuda: FakeCuda) -> None:
+    with make(plan(PROFILES, fails_at_run=2), cuda_graph=True) as runner:
+        runner.run(images(8))
+        with pytest.raises(DeviceError, match=r"^t\.plan does not run: a kernel failed; type: sepvit-deploy doctor$"):
+            runner.run(images(8))
+        assert cuda.captured is None
+    assert not cuda.live
+
+
+def test_a_staged_batch_is_replayed_without_copies(make: Make, cuda: FakeCuda) -> None:
+    with make() as runner:
+        with pytest.raises(InputError, match=r"t\.plan has no batch on the device; expected stage\(images\)"):
+            runner.replay()
+        runner.stage(images(8))
+        cuda.calls.clear()
+        assert runner.replay()[0] == 1.25
+    assert cuda.calls[:5] == ["record", "enqueue", "record", "synchronize", "elapsed_ms"]
+
+
+def test_layers_are_timed_without_the_first_run(make: Make) -> None:
+    with make() as runner:
+        assert runner.layer_times(images(8), repeats=5) == {"embed": 0.5, "block": 3.0}
+        assert "Layers" in runner.inspector_json()
+        assert_right(runner.run(images(8)), images(8))
+
+
+def test_a_fixed_batch_is_the_only_one(make: Make) -> None:
+    with make(plan([[2, 2, 2]], fixed=2)) as runner:
+        assert runner.input_shape == (2, 3, SIDE, SIDE)
+        assert_right(runner.run(images(2)), images(2))
+        with pytest.raises(InputError, match=r"t\.plan was given float32 3 x 3 x 4 x 4; expected float32 2 x 3"):
+            runner.run(images(3))
+
+
+def test_a_batch_that_no_profile_takes(make: Make) -> None:
+    with make(plan([[1, 1, 1], [4, 8, 8]])) as runner:
+        assert runner.input_shape == (None, 3, SIDE, SIDE)
+        for batch in (2, 9):
+            words = rf"batch of {batch}; expected 1 to 1 or 4 to 8; build it with --profile 1,{batch},{batch}"
+            with pytest.raises(InputError, match=words):
+                runner.run(images(batch))
+        assert_right(runner.run(images(8)), images(8))
+
+
+def test_images_of_another_shape_or_type(make: Make) -> None:
+    with make() as runner:
+        for wrong in (images(2)[:, :1], images(2).astype(np.float64), images(2)[:0]):
+            with pytest.raises(InputError, match=r"t\.plan was given"):
+                runner.run(wrong)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (
+            b"not a plan",
+            r"TensorRT 11\.4\.0\.1 refuses t\.plan: the plan is damaged; .*; type: sepvit-deploy doctor PLAN",
+        ),
+        (plan(half="logits"), r"t\.plan has the tensors images FLOAT .*, logits HALF .*; expected one float32 image"),
+        (plan(half="images"), r"has the tensors images HALF"),
+        (plan(tensors=["images", "images2", "logits"]), r"has the tensors images FLOAT .*, images2 FLOAT"),
+        (plan(tensors=["images"]), r"has the tensors images FLOAT"),
+        (plan(host_code=True), r"refuses t\.plan: host code is not allowed"),
+    ],
+)
+def test_plans_that_are_refused_leave_nothing_behind(make: Make, cuda: FakeCuda, content: bytes, words: str) -> None:
+    with pytest.raises(PlanError, match=words):
+        make(content)
+    assert not cuda.live
+    assert cuda.closed == 1
+
+
+def test_a_version_compatible_plan_may_run_its_host_code(make: Make) -> None:
+    with make(plan(host_code=True), version_compatible=True) as runner:
+        assert_right(runner.run(images(1)), images(1))
+
+
+def test_no_context_is_the_devices_fault(make: Make, cuda: FakeCuda) -> None:
+    with make(plan(no_context=True)) as runner, pytest.raises(DeviceError, match=r"t\.plan gets no context"):
+        runner.run(images(1))
+    assert not cuda.live
+
+
+def test_a_closed_runner_says_so_and_closes_once(make: Make, cuda: FakeCuda) -> None:
+    runner = make()
+    runner.run(images(1))
+    runner.close()
+    runner.close()
+    assert cuda.closed == 1
+    with pytest.raises(InputError, match=r"t\.plan is closed"):
+        runner.run(images(1))
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_a_failure_at_any_call_leaves_nothing_behind(graph: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(cuda: FakeCuda) -> None:
+        loaded(monkeypatch, cuda)
+        with TensorRtRunner(plan(PROFILES), name="t", builder="tensorrt", cuda=cuda, cuda_graph=graph) as runner:
+            for _ in range(3):
+                assert_right(runner.run(images(8)), images(8))
+
+    whole = FakeCuda()
+    work(whole)
+    assert whole._counted > 15
+    for k in range(whole._counted):
+        cuda = FakeCuda(fail_at=k)
+        with pytest.raises(DeviceError, match="cudaErrorPlanted"):
+            work(cuda)
+        assert not cuda.live, f"call {k}"
+        assert cuda.closed == 1
+        work(FakeCuda())  # the next one is not harmed
+
+
+def test_two_runners_share_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = FakeCuda(), FakeCuda()
+    runners = []
+    for cuda, profiles in zip(devices, (PROFILES, [[1, 4, 4]]), strict=True):
+        loaded(monkeypatch, cuda)
+        runners.append(TensorRtRunner(plan(profiles), name="t", builder="tensorrt", cuda=cuda))
+    for batch in (1, 4, 2):
+        for seed, runner in enumerate(runners):
+            assert_right(runner.run(images(batch, seed)), images(batch, seed))
+    runners[0].close()
+    assert_right(runners[1].run(images(3)), images(3))
+    runners[1].close()
+    assert not devices[0].live
+    assert not devices[1].live
+
+
+def test_without_a_driver_nothing_is_deserialised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(builders, "load", lambda builder: pytest.fail("TensorRT was loaded without a driver"))
+    with pytest.raises(DeviceError, match=r"no NVIDIA GPU is seen here; expected a GPU and its driver; type: sepvit-"):
+        TensorRtRunner(plan(), name="t", builder="tensorrt")
+    assert "tensorrt" not in sys.modules
