@@ -109,8 +109,8 @@ def load(builder: Builder) -> ModuleType:
     if builder == "rtx":
         sys.modules["tensorrt_rtx"] = trt  # Polygraphy imports it by this name
     if _installed(("polygraphy",)):
-        config: Any = require("polygraphy.config", extra=builder)
-        config.USE_TENSORRT_RTX = builder == "rtx"
+        polygraphy: Any = require("polygraphy.config", extra=builder)
+        polygraphy.USE_TENSORRT_RTX = builder == "rtx"
     _loaded[builder] = trt
     return trt
 

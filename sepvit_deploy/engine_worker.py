@@ -167,7 +167,7 @@ def _config(
         settings["hardware_compatibility_level"] = getattr(trt.HardwareCompatibilityLevel, level)
     if request.builder == "rtx":
         rtx: Any = require("polygraphy.backend.tensorrt_rtx", extra=request.builder)
-        capabilities = [_capability(trt, text) for text in request.compute_capabilities]
+        capabilities = [_capability(trt.ComputeCapability, text) for text in request.compute_capabilities]
         config = rtx.CreateConfigRTX(compute_capabilities=capabilities or None, **settings)(builder, network)
     else:
         config = loaders.CreateConfig(**settings)(builder, network)
@@ -175,13 +175,13 @@ def _config(
     return config
 
 
-def _capability(trt: Any, text: str) -> tuple[int, int]:
-    """(8, 6) for ``8.6``; OptionError where the builder has no such generation."""
-    known = [name[2:] for name in trt.ComputeCapability.__members__ if name.startswith("SM")]
+def _capability(generations: Any, text: str) -> tuple[int, int]:
+    """(8, 6) for ``8.6``; OptionError where ``generations``, a `trt.ComputeCapability`, has no such one."""
+    known = [name[2:] for name in generations.__members__ if name.startswith("SM")]
     major, minor = text.split(".")
     if major + minor not in known:
         raise OptionError(
-            f"--compute-capability {text} is none that TensorRT-RTX {trt.__version__} builds for",
+            f"--compute-capability {text} is none that TensorRT-RTX builds for",
             expected=", ".join(f"{name[:-1]}.{name[-1]}" for name in sorted(known, key=int)),
         )
     return int(major), int(minor)
