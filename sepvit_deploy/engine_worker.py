@@ -244,10 +244,12 @@ def _parser_errors(parser: Any, log: Any) -> str:
 
 def _loads_on(trt: Any, request: BuildRequest, capability: str | None) -> bool:
     """Whether an engine is for a GPU of this compute capability; False without one."""
-    if capability is None or request.builder == "tensorrt":
-        return capability is not None
-    is_known = "SM" + capability.replace(".", "") in trt.ComputeCapability.__members__
-    return is_known and capability in (request.compute_capabilities or (capability,))
+    if capability is None:
+        return False
+    if request.builder == "rtx":
+        is_known = "SM" + capability.replace(".", "") in trt.ComputeCapability.__members__
+        return is_known and capability in (request.compute_capabilities or (capability,))
+    return True
 
 
 def _inspect(plan: bytes, request: BuildRequest, facts: NetworkFacts, name: str, send: Callable[..., None]) -> None:
