@@ -261,8 +261,9 @@ def _inspect(plan: bytes, request: BuildRequest, facts: NetworkFacts, name: str,
     (batch, *rest), *_ = facts.inputs.values()
     shape = (request.profiles[0].optimum if request.profiles else batch, *rest)
     images = np.random.default_rng(0).standard_normal(shape, np.float32)
+    compatible = request.version_compatible
     try:
-        with TensorRtRunner(plan, name=name, builder=request.builder) as runner:
+        with TensorRtRunner(plan, name=name, builder=request.builder, version_compatible=compatible) as runner:
             layer_ms = runner.layer_times(images, LAYER_REPEATS)
             send(kind="inspected", inspector_json=runner.inspector_json(), layer_ms=layer_ms)
     except PlanError as error:

@@ -389,7 +389,7 @@ WITH_RUNNER = """
 import sys, types
 from sepvit_deploy.errors import MissingDependency, PlanError
 class TensorRtRunner:
-    def __init__(self, plan, *, name, builder):
+    def __init__(self, plan, *, name, builder, version_compatible):
         assert (plan[:4], name, builder) == (b"vtrt", "a.onnx", BUILDER)
         FAIL
     def __enter__(self): return self

@@ -1,0 +1,248 @@
+"""`build` and `doctor PLAN` from the command line: real plans by TensorRT-RTX, and all that goes wrong with them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sepvit_deploy import engine as engine_module
+from sepvit_deploy import gpu
+from sepvit_deploy.artifact import passport_path
+from tests.cpu.commands import PROGRAM, Done, call, certified, changed, classifier, complaint, environment, left_over
+
+RTX = ("--builder", "rtx")
+
+
+@pytest.fixture(scope="module")
+def files(exported: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an FP32 file, its FP16 twin, and a plan of each."""
+    folder = tmp_path_factory.mktemp("plans")
+    source = exported("--variant", "lite")
+    shutil.copy(source, folder / "lite.onnx")
+    certified(source, folder / "lite.onnx")
+    steps = [
+        ("quantize", folder / "lite.onnx", "--precision", "fp16", "--output", folder / "lite_fp16.onnx"),
+        ("build", folder / "lite_fp16.onnx", *RTX, "--output", folder / "fp16.plan", "--profile", "1,4,8"),
+        ("build", folder / "lite.onnx", *RTX, "--output", folder / "fp32.plan", "--profile", "2"),
+    ]
+    for step in steps:
+        done = call(*step)
+        assert done.code == 0, done
+    return folder
+
+
+@pytest.fixture
+def copy(files: Path, tmp_path: Path) -> Path:
+    """The same folder, to be spoilt."""
+    return Path(shutil.copytree(files, tmp_path / "copy"))
+
+
+def test_a_plan_knows_what_it_was_made_from(files: Path) -> None:
+    passport = json.loads((files / "fp16.plan.json").read_text(encoding="utf-8"))
+    assert passport["stage"] == "build"
+    assert [parent["role"] for parent in passport["parents"]] == ["onnx", "onnx", "weights"]
+    assert passport["parents"][0]["name"] == "lite_fp16.onnx"
+    assert passport["parents"][-1]["seed"] == 0
+    engine = passport["facts"]["engine"]
+    assert engine["builder"] == "rtx"
+    assert engine["network"]["matmuls"] == {"HALF": 85}
+    assert engine["profiles"] == [{"minimum": 1, "optimum": 4, "maximum": 8}]
+    assert passport["bytes"] == (files / "fp16.plan").stat().st_size
+    assert str(files) not in json.dumps(passport)
+
+
+def test_the_doctor_says_why_a_plan_does_not_load_here(files: Path) -> None:
+    done = call("doctor", files / "fp16.plan")
+    assert done.code == 1, done
+    for words in ("FP16, TensorRT-RTX 1.7", "tuned for 4", "random weights (seed 0)", "no NVIDIA GPU is seen here"):
+        assert words in done.out
+    document = call("doctor", files / "fp16.plan", "--json").document
+    assert document["loads"] is False
+    assert document["obstacles"][0]["found"] == "no NVIDIA GPU is seen here"
+
+
+def test_the_doctor_exits_0_where_the_plan_loads(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = gpu.Device(0, "RTX 4090", "8.9", 128, 1, 1, 1, 1, 1, 1, False, False, "13.0")
+    monkeypatch.setattr(gpu, "devices", lambda: (device,))
+    done = call("doctor", files / "fp16.plan")
+    assert done.code == 0, done
+    assert "it will load here" in done.out
+
+
+@pytest.mark.parametrize("command", ["check", "predict", "evaluate", "bench"])
+def test_a_plan_is_not_run_without_a_gpu(command: str, files: Path) -> None:
+    plan = files / "fp16.plan"
+    more = {
+        "check": (plan, "--against", files / "lite.onnx"),
+        "predict": (plan, "any.jpg"),
+        "evaluate": (plan, "--images", files, "--labels", files / "lite.onnx.json"),
+        "bench": ("--engine", plan),
+    }
+    complaint(call(command, *more[command]), "fp16.plan: no NVIDIA GPU is seen here", "sepvit-deploy doctor")
+
+
+def test_a_dry_run_writes_nothing(files: Path, tmp_path: Path) -> None:
+    done = call("build", files / "lite_fp16.onnx", "--dry-run", "--output", tmp_path / "x.plan", "--json")
+    assert done.code == 0, done
+    assert done.document["written"] is False
+    assert done.document["engine"]["network"]["matmuls"] == {"HALF": 85}
+    assert left_over(tmp_path) == []
+
+
+def test_a_plan_cut_in_half_or_of_another_name(copy: Path) -> None:
+    plan = copy / "fp16.plan"
+    plan.write_bytes(plan.read_bytes()[: plan.stat().st_size // 2])
+    for command in (("doctor", plan), ("predict", plan, "any.jpg"), ("check", plan)):
+        complaint(call(*command), "fp16.plan.json is the passport of another fp16.plan", "build it again")
+    shutil.copy(copy / "fp32.plan", plan)
+    complaint(call("doctor", plan), "the passport of another fp16.plan")
+    trusted = call("doctor", plan, "--trust")
+    assert trusted.code == 1
+    assert "nothing is known of this plan" in trusted.out
+
+
+def test_a_passport_edited_by_hand(copy: Path) -> None:
+    location = copy / "fp16.plan.json"
+    location.write_text(location.read_text(encoding="utf-8").replace('"1.7.1.116"', '"1.8.0.1"'), encoding="utf-8")
+    complaint(call("doctor", copy / "fp16.plan"), "was edited after the build: its seal is broken; build it again")
+    location.unlink()
+    complaint(call("predict", copy / "fp16.plan", "x.jpg"), "has no passport", "a plan is code", "--trust")
+    complaint(call("predict", copy / "fp16.plan", "x.jpg", "--trust"), "no NVIDIA GPU is seen here")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--profile", "8,1,4"), ("--profile '8,1,4'", "MIN <= OPT <= MAX")),
+        (("--profile", "0"), ("--profile '0", "1 <= MIN")),
+        (("--profile", "1,2"), ("--profile '1,2'",)),
+        (("--profile", "1", "--profile", "1"), ("--profile 1,1,1 is given twice",)),
+        (("--level", "9"), ("--level 9", "0 to 5")),
+        (("--workspace-mb", "0"), ("--workspace-mb 0",)),
+        ((*RTX, "--compute-capability", "9.0"), ("--compute-capability 9.0", "8.6")),
+        ((*RTX, "--compute-capability", "ampere"), ("--compute-capability 'ampere'", "8.6")),
+        ((*RTX, "--timing-cache", "x"), ("--timing-cache with TensorRT-RTX",)),
+        ((*RTX, "--version-compatible"), ("--version-compatible with TensorRT-RTX",)),
+        ((*RTX, "--hardware-compatible", "ampere+"), ("--hardware-compatible with TensorRT-RTX",)),
+        (("--builder", "tensorrt"), ("--builder tensorrt, and no NVIDIA GPU is seen here", "--builder rtx")),
+        (("--require", "int8"), ("--require int8 of", "which is fp32")),
+        (("--output", "absent/x.plan"), ("the folder absent does not exist",)),
+    ],
+)
+def test_a_mistake_in_the_use_of_build(options: tuple[str, ...], words: tuple[str, ...], files: Path) -> None:
+    complaint(call("build", files / "lite.onnx", *(() if "--builder" in options else RTX), *options), *words)
+
+
+def test_files_that_no_engine_is_built_from(files: Path, tmp_path: Path) -> None:
+    output = ("--output", tmp_path / "x.plan")
+    complaint(call("build", classifier(tmp_path / "foreign.onnx"), *RTX, *output), "foreign.onnx has no passport")
+    (tmp_path / "text.onnx").write_text("no graph")
+    complaint(call("build", tmp_path / "text.onnx", *RTX, *output), "text.onnx is not an ONNX file")
+    complaint(call("build", tmp_path / "none.onnx", *RTX, *output), "none.onnx does not exist")
+    complaint(call("build", files / "fp32.plan", *RTX, *output), "is not an ONNX file")
+    complaint(call("build", files / "lite.onnx", *RTX, "--output", files / "lite.onnx"), "would overwrite")
+    for_cpu = certified(files / "lite.onnx", Path(shutil.copy(files / "lite.onnx", tmp_path / "cpu.onnx")))
+    passport = json.loads(passport_path(for_cpu).read_text(encoding="utf-8"))
+    certified(for_cpu, for_cpu, facts=passport["facts"] | {"target": "cpu"})
+    complaint(call("build", for_cpu, *RTX, *output), "cpu.onnx was quantised for a CPU", "sepvit-deploy quantize")
+    assert not (tmp_path / "x.plan").exists()
+
+
+def test_a_file_that_is_not_what_its_passport_says(files: Path, tmp_path: Path) -> None:
+    path = certified(files / "lite_fp16.onnx", Path(shutil.copy(files / "lite.onnx", tmp_path / "claims_fp16.onnx")))
+    done = call("build", path, *RTX, "--output", tmp_path / "x.plan")
+    complaint(done, "claims_fp16.onnx is an FP16 file with 93 of 93 products in another type", code=1)
+
+
+def test_one_product_in_fp32_is_found_by_name(files: Path, tmp_path: Path) -> None:
+    def plant(model: object) -> None:
+        from onnx import helper
+
+        graph = model.graph  # type: ignore[attr-defined]
+        index, node = next((i, n) for i, n in enumerate(graph.node) if n.name == "stage2.block0.mlp.fc1/MatMul")
+        graph.node.remove(node)
+        for at, name in enumerate(node.input):
+            graph.node.insert(index + at, helper.make_node("Cast", [name], [f"{name}.wide"], to=1))
+        graph.node.insert(
+            index + 2, helper.make_node("MatMul", [f"{n}.wide" for n in node.input], ["wide"], name=node.name)
+        )
+        graph.node.insert(index + 3, helper.make_node("Cast", ["wide"], [node.output[0]], to=10))
+
+    path = changed(files / "lite_fp16.onnx", tmp_path / "planted.onnx", plant)
+    done = call("build", path, *RTX, "--output", tmp_path / "x.plan")
+    complaint(done, "1 of 93 products in another type: stage2.block0.mlp.fc1/MatMul in FLOAT", code=1)
+    assert left_over(tmp_path) == ["planted.onnx", "planted.onnx.json"]
+
+
+def test_a_full_disk_leaves_the_old_plan(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (copy / "fp16.plan").read_bytes(), (copy / "fp16.plan.json").read_bytes()
+
+    def full(self: Path, content: bytes) -> int:
+        raise OSError(28, "No space left on device", str(self))
+
+    names = left_over(copy)
+    monkeypatch.setattr(Path, "write_bytes", full)
+    done = call("build", copy / "lite_fp16.onnx", *RTX, "--output", copy / "fp16.plan")
+    complaint(done, "no space left to write", "fp16.plan")
+    assert ((copy / "fp16.plan").read_bytes(), (copy / "fp16.plan.json").read_bytes()) == before
+    assert left_over(copy) == names
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_build_that_is_ended_can_be_typed_again(number: signal.Signals, copy: Path) -> None:
+    command = [*PROGRAM, "build", str(copy / "lite_fp16.onnx"), *RTX, "--output", str(copy / "new.plan")]
+    before = left_over(copy)
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=environment(TMPDIR=str(copy.parent))
+    ) as child:
+        assert child.stderr is not None
+        for line in child.stderr:
+            if "building, " in line:
+                break
+        workers = _workers(child.pid)
+        assert workers, "the build runs in a process of its own"
+        child.send_signal(number)
+        said = child.stderr.read()
+        assert child.wait(30) == (-9 if number == signal.SIGKILL else 130)
+    if number == signal.SIGINT:
+        assert said.splitlines()[-1] == "error: interrupted; nothing was left half-written"
+    deadline = time.monotonic() + 15
+    while any(os.path.exists(f"/proc/{pid}") for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not [pid for pid in workers if os.path.exists(f"/proc/{pid}")], "the builder outlived its command"
+    kept = [name for name in left_over(copy) if not (number == signal.SIGKILL and name.endswith(".tmp"))]
+    assert kept == before
+    done = call("build", copy / "lite_fp16.onnx", *RTX, "--output", copy / "new.plan")
+    assert done.code == 0, done
+    assert call("doctor", copy / "new.plan").code == 1
+
+
+def _workers(pid: int) -> list[int]:
+    """Processes that a process started."""
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    return [int(line) for line in found.stdout.split()]
+
+
+def test_a_builder_that_crashes_is_one_line(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    crash = (sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    monkeypatch.setattr(engine_module, "CHILD", crash)
+    done: Done = call("build", files / "lite.onnx", *RTX, "--output", tmp_path / "x.plan")
+    complaint(done, "TensorRT-RTX", "SIGSEGV", code=1)
+    assert left_over(tmp_path) == []
+
+
+def test_a_missing_builder_is_named(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sepvit_deploy import builders
+
+    monkeypatch.setattr(builders, "_installed", lambda names: None)
+    complaint(call("build", files / "lite.onnx"), "no builder of engines is installed", "sepvit-deploy[rtx]")
+    complaint(call("build", files / "lite.onnx", *RTX), "TensorRT-RTX is not installed", "sepvit-deploy[rtx]")
