@@ -44,8 +44,9 @@ lint: venv ## ruff and mypy
 test: venv lint ## lint, then every test that needs no GPU
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests/unit tests/cpu tests/repo
 
-gpu: venv ## the tests that need a GPU; fails where there is none
-	$(BIN)/python -m pytest tests/gpu --require-gpu
+gpu: venv ## the tests that need a GPU, then its benchmark; fails where there is none
+	$(BIN)/python -m pytest -s tests/gpu --require-gpu
+	$(BIN)/python benchmarks/gpu.py
 
 clean: ## remove everything that these targets and the tools made
 	rm -rf $(VENV) demo dist build .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -21,11 +21,15 @@ def interval(ratios: np.ndarray) -> tuple[float, float]:
     return float(np.quantile(medians, 0.025)), float(np.quantile(medians, 0.975))
 
 
+def folder_of(machine: str) -> str:
+    """A folder's name for a machine: ``nvidia-h200``."""
+    return re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-")
+
+
 def save(name: str, document: dict[str, Any], markdown: str) -> None:
     """Write results/<machine>/NAME.json and NAME.md; the machine is in ``document["conditions"]``."""
     where = document["conditions"]
-    machine = re.sub(r"[^a-z0-9]+", "-", f"{where['device']}-{where['cores']}".lower()).strip("-")
-    target = RESULTS / machine / f"{name}.json"
+    target = RESULTS / folder_of(f"{where['device']}-{where['cores']}") / f"{name}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     with written(target) as temporary:
         temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
