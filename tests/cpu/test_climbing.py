@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,12 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from sepvit_deploy.pipeline.opened import open_onnx
+from sepvit_deploy import gpu
+from sepvit_deploy.pipeline import climbing
+from sepvit_deploy.pipeline.models import OpenedPlan
+from sepvit_deploy.pipeline.opened import Running, open_onnx
+from sepvit_deploy.runners.base import Runner
+from sepvit_deploy.runners.onnxruntime import OnnxRuntimeRunner
 from tests.cpu.commands import PHOTO, call, certified, changed, complaint, shift
 
 
@@ -57,13 +63,7 @@ def test_every_rung_of_a_spec_agrees(deployed: Path) -> None:
 
 def test_a_fault_in_a_file_is_the_models_and_has_an_address(copy: Path) -> None:
     path = copy / "sepvit_lite_fp16.onnx"
-    name = "stages.1.blocks.0.mlp.fc2.weight"
-
-    def spoil(model: onnx.ModelProto) -> None:
-        (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == name)
-        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float16(3), name))
-
-    changed(path, path, spoil)
+    changed(path, path, lambda model: model.CopyFrom(spoilt(model, 3.0)))
     done = call(*climb(copy))
     complaint(done, "the model is wrong", "precision (sepvit_lite_fp16.onnx)", "stage1.block0.mlp differs", code=1)
     assert "FAILED" in done.out
@@ -103,3 +103,91 @@ def test_options_of_a_climb_alone(deployed: Path) -> None:
     complaint(call(*climb(deployed, "--noise-floor", "3")), "--noise-floor 3 without a GPU", "2 builds or more")
     complaint(call(*climb(deployed, "--samples", "2")), "--samples 2 without --images")
     complaint(call(*climb(deployed, "--samples", "0", "--images", PHOTO.parent)), "--samples 0")
+
+
+SPOILT = "stages.1.blocks.0.mlp.fc2.weight"
+
+
+def spoilt(model: onnx.ModelProto, factor: float) -> onnx.ModelProto:
+    more = onnx.ModelProto()
+    more.CopyFrom(model)
+    (tensor,) = (tensor for tensor in more.graph.initializer if tensor.name == SPOILT)
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float16(factor), SPOILT))
+    return more
+
+
+@pytest.fixture
+def engine(deployed: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], Path]:
+    """A real plan whose engine is ONNX Runtime in disguise, with a fault of its own: ``engine(3.0)``."""
+    plan = deployed / "sepvit_lite_fp16.plan"
+    source = deployed / "sepvit_lite_fp16.onnx"
+    if not plan.exists():
+        done = call("build", source, "--builder", "rtx", "--profile", "1,4,8", "--output", plan)
+        assert done.code == 0, done
+
+    def faulty(factor: float) -> Path:
+        @contextlib.contextmanager
+        def running(self: OpenedPlan, how: Running, **more: object) -> Iterator[Runner]:
+            yield OnnxRuntimeRunner(spoilt(open_onnx(source).graph, factor), name=plan.name)
+
+        @contextlib.contextmanager
+        def built(file: object, graph: onnx.ModelProto, *rest: object) -> Iterator[Runner]:
+            yield OnnxRuntimeRunner(spoilt(graph, factor), name="built here")
+
+        monkeypatch.setattr(OpenedPlan, "running", running)
+        monkeypatch.setattr(climbing, "_engine", built)
+        return plan
+
+    return faulty
+
+
+def test_the_engine_is_the_last_rung(engine: Callable[[float], Path], deployed: Path) -> None:
+    for arguments in (["check", engine(1.0)], climb(deployed)):
+        document = call(*arguments, "--json").document
+        assert document["passed"]
+        assert [step["rung"] for step in document["steps"]] == ["rewritten", "onnx", "precision", "engine"]
+        assert document["left_out"] == ""
+
+
+def test_a_fault_in_the_engine_is_the_runtimes_and_has_an_address(engine: Callable[[float], Path]) -> None:
+    done = call("check", engine(3.0))
+    words = ("the runtime is wrong", "engine (sepvit_lite_fp16.plan) against precision", "first in stage1.block0.mlp")
+    complaint(done, *words, code=1)
+    assert "verdict: the runtime is wrong" in done.out
+    assert "first block out of tolerance: stage1.block0.mlp" in done.out
+
+
+def test_a_plan_that_does_not_load_here_is_left_off_a_specs_ladder(
+    engine: Callable[[float], Path], deployed: Path
+) -> None:
+    del engine  # the real one has no GPU
+    document = call(*climb(deployed, "--json")).document
+    assert document["passed"]
+    plan = deployed / "sepvit_lite_fp16.plan"
+    if plan.exists():
+        assert "no NVIDIA GPU is seen here" in document["left_out"]
+        complaint(call("check", plan), "no NVIDIA GPU is seen here")
+
+
+def test_drift_within_that_of_two_builds_is_no_fault(
+    engine: Callable[[float], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = engine(3.0)
+    monkeypatch.setattr(gpu, "devices", lambda: ("one",))
+    factors = iter((1.0, 1.0, 5.0))
+
+    @contextlib.contextmanager
+    def built(file: object, graph: onnx.ModelProto, *rest: object) -> Iterator[Runner]:
+        more = onnx.ModelProto()
+        more.CopyFrom(graph)
+        factor = next(factors, 3.0)
+        for tensor in more.graph.initializer:
+            if tensor.name == SPOILT:
+                tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(factor), SPOILT))
+        yield OnnxRuntimeRunner(more, name="built here")
+
+    monkeypatch.setattr(climbing, "_engine", built)
+    document = call("check", plan, "--noise-floor", "3", "--json").document
+    assert document["floor"]["builds"] == 3
+    assert document["floor"]["pairs"] == 3
+    assert document["floor"]["min_db"] < 40
