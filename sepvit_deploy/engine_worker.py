@@ -264,8 +264,8 @@ def _inspect(plan: bytes, request: BuildRequest, facts: NetworkFacts, name: str,
     compatible = request.version_compatible
     try:
         with TensorRtRunner(plan, name=name, builder=request.builder, version_compatible=compatible) as runner:
-            layer_ms = runner.layer_times(images, LAYER_REPEATS)
-            send(kind="inspected", inspector_json=runner.inspector_json(), layer_ms=layer_ms)
+            document, layer_ms = runner.inspected(images, LAYER_REPEATS)
+            send(kind="inspected", inspector_json=document, layer_ms=layer_ms)
     except PlanError as error:
         raise BuildFailed(f"the engine of {name} was built and does not load: {error}") from error
     except SepvitError as error:

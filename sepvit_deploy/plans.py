@@ -25,9 +25,8 @@ from sepvit_deploy.errors import PassportError, PlanError
 from sepvit_deploy.gpu import Device
 
 MAGIC: dict[bytes, Builder] = {b"ftrt": "tensorrt", b"vtrt": "rtx"}
-"""The first bytes of a plan. Seen in plans of TensorRT 10 and TensorRT-RTX 1.7; not documented."""
-RTX_VERSION = slice(24, 28)
-"""Where a plan of TensorRT-RTX 1.7 says its version: 1.7.1.116 as four bytes. Seen, not documented."""
+"""The first bytes of a plan. Seen in plans of TensorRT 10 and TensorRT-RTX 1.7; not documented, so a plan that its
+passport proves may begin otherwise."""
 RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 """What TensorRT-RTX 1.7 builds for where nothing is asked for: members of its ComputeCapability."""
 MAX_BYTES = 1 << 34
@@ -73,9 +72,7 @@ def read_plan(path: Path, *, trust: bool = False) -> Plan:
         PassportError: its passport is missing, of another plan, or was edited.
     """
     content = _content(path)
-    builder = MAGIC.get(content[:4])
-    if builder is None:
-        raise PlanError(f"{path} is no TensorRT plan", expected="a plan as sepvit-deploy build writes it")
+    looks_like = MAGIC.get(content[:4])
     digest = hashlib.sha256(content).hexdigest()
     try:
         passport = _passport(path)
@@ -85,12 +82,15 @@ def read_plan(path: Path, *, trust: bool = False) -> Plan:
                 expected=f"{artifact.passport_path(path).name} beside it",
                 hint="build it again, or load it with --trust if you know where it comes from",
             )
-        facts = _facts(path, passport, digest, builder, content)
-    except PassportError:
+        facts = _facts(path, passport, digest, looks_like)
+    except PassportError as error:
+        if looks_like is None and (trust or not artifact.passport_path(path).exists()):
+            expected = "a plan as sepvit-deploy build writes it"
+            raise PlanError(f"{path} is no TensorRT plan", expected=expected) from error
         if not trust:
             raise
-        return Plan(path, content, digest, builder, None, None)
-    return Plan(path, content, digest, builder, passport, facts)
+        return Plan(path, content, digest, looks_like, None, None)
+    return Plan(path, content, digest, facts.builder, passport, facts)
 
 
 def _passport(path: Path) -> Passport | None:
@@ -117,7 +117,7 @@ def _content(path: Path) -> bytes:
     return content
 
 
-def _facts(path: Path, passport: Passport, digest: str, builder: Builder, content: bytes) -> EngineFacts:
+def _facts(path: Path, passport: Passport, digest: str, looks_like: Builder | None) -> EngineFacts:
     """What the passport says of the engine; PassportError where it does not fit the plan or itself."""
     location = artifact.passport_path(path)
     hint = "build it again"
@@ -131,11 +131,9 @@ def _facts(path: Path, passport: Passport, digest: str, builder: Builder, conten
         facts = EngineFacts.from_dict(passport.facts["engine"])
     except (TypeError, ValueError) as error:
         raise PassportError(f"{location} is no passport of an engine ({error})", hint=hint) from error
-    version = ".".join(map(str, content[RTX_VERSION]))
-    if facts.builder != builder or (builder == "rtx" and version != facts.builder_version):
-        found = BUILDER_NAMES[builder] + (f" {version}" if builder == "rtx" else "")
+    if looks_like not in (None, facts.builder):
         raise PassportError(
-            f"{path} is a plan of {found}",
+            f"{path} is a plan of {BUILDER_NAMES[looks_like]}",
             expected=f"{BUILDER_NAMES[facts.builder]} {facts.builder_version}, as its passport says",
             hint=hint,
         )

@@ -210,24 +210,26 @@ class TensorRtRunner:
             self._cuda.synchronize(self._stream)
             return self._cuda.elapsed_ms(self._start, self._end), enqueue_ms
 
-    def layer_times(self, images: Array, repeats: int = 20) -> dict[str, float]:
-        """Mean time of each layer by its name, in milliseconds, in a context of its own: profiling slows a run."""
+    def inspected(self, images: Array, repeats: int = 20) -> tuple[str, dict[str, float]]:
+        """What the engine's inspector says of the layers that run this batch, and how long each takes.
+
+        Returns:
+            The inspector's JSON; and the mean time of each layer by its name, in milliseconds.
+        """
         times: dict[str, list[float]] = {}
         slot = self._staged(images)
         with self._cuda.current():
-            context = self._context(self._profile_for(len(images)), len(images), slot)
-            profiler = _profiler(self._trt, lambda layer, ms: times.setdefault(layer, []).append(ms))
-            context.profiler = profiler
+            context = self._context(self._profile_for(len(images)), len(images), slot)  # its own: profiling slows a run
+            context.profiler = _profiler(self._trt, lambda layer, ms: times.setdefault(layer, []).append(ms))
             for _ in range(repeats + 1):
                 self._execute(context)
                 self._cuda.synchronize(self._stream)
+            inspector = self._engine.create_engine_inspector()
+            inspector.execution_context = context  # without the shapes in it, tensors of a free batch have no type
+            document = str(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
         # A name of several layers is reported several times a run; the first run is warm-up.
-        return {name: sum(found[len(found) // (repeats + 1) :]) / repeats for name, found in times.items()}
-
-    def inspector_json(self) -> str:
-        """What the engine's inspector says of its layers."""
-        inspector = self._engine.create_engine_inspector()
-        return str(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
+        mean_ms = {name: sum(found[len(found) // (repeats + 1) :]) / repeats for name, found in times.items()}
+        return document, mean_ms
 
     def _staged(self, images: Array) -> _Slot:
         """The slot for a batch, with the images on their way to the device."""

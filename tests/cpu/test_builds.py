@@ -44,7 +44,7 @@ REQUESTS: dict[tuple[Task, Precision], BuildRequest] = {
 def fp32_graph(name: str, task: Task, exported: Callable[..., Path]) -> onnx.ModelProto:
     if task == "classify":
         return load_graph(exported("--variant", name))
-    spec = ModelSpec(name, task, SIZE)
+    spec = ModelSpec(name, task, SIZE, 1000)
     return simplify(onnx_from_torch(rewrite(build_model(name, task), SIZE), spec))
 
 
