@@ -87,7 +87,7 @@ def read_plan(path: Path, *, trust: bool = False) -> Plan:
         if looks_like is None and (trust or not artifact.passport_path(path).exists()):
             expected = "a plan as sepvit-deploy build writes it"
             raise PlanError(f"{path} is no TensorRT plan", expected=expected) from error
-        if not trust:
+        if looks_like is None or not trust:
             raise
         return Plan(path, content, digest, looks_like, None, None)
     return Plan(path, content, digest, facts.builder, passport, facts)

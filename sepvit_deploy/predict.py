@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from sepvit_deploy.errors import InputError, OptionError
 from sepvit_deploy.images import load_image, preprocess
+from sepvit_deploy.runners.batches import InBatches
 
 if TYPE_CHECKING:
     from sepvit_deploy.runners.base import Runner
@@ -77,11 +78,11 @@ def predict(
 
     if top < 1:
         raise OptionError(f"--top {top}", expected="1 or more")
-    batch = runner.input_shape[0] or 1
+    batched = InBatches(runner)
     predictions = []
     for path in images:
         pixels = preprocess(load_image(path), preprocessing, name=path)
-        outputs = runner.run(np.repeat(pixels[None], batch, axis=0))
+        outputs = batched.run(pixels[None])
         if "logits" not in outputs:
             raise InputError(f"{runner.name} gives {', '.join(outputs)}", expected="a classification file with logits")
         if outputs["logits"].ndim != 2 or not outputs["logits"].size:

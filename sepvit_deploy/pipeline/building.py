@@ -12,8 +12,8 @@ from typing import Literal
 from sepvit_deploy import artifact, builders, gpu, plans
 from sepvit_deploy.artifact import Parent, Passport
 from sepvit_deploy.building import BuildRequest, EngineFacts, Profile
-from sepvit_deploy.engine import engine_from_onnx
-from sepvit_deploy.errors import GraphError, OptionError
+from sepvit_deploy.engine import Built, engine_from_onnx
+from sepvit_deploy.errors import AuditFailed, GraphError, OptionError, PlanError
 from sepvit_deploy.inspection import Inspection, inspect_engine
 from sepvit_deploy.network import kept_layers
 from sepvit_deploy.pipeline.opened import OpenedOnnx, Report, open_onnx
@@ -76,6 +76,12 @@ def build(
         )
     if require is not None and file.precision != require:
         raise OptionError(f"--require {require} of {path}, which is {file.precision}", expected=f"an {require} file")
+    if require is not None and (dry_run or not gpu.devices()):
+        raise OptionError(
+            f"--require {require} " + ("with --dry-run" if dry_run else "without a GPU"),
+            expected="a build on the GPU that the engine is for: only there its layers are seen",
+            hint="leave it out: the parsed network is audited in any case",
+        )
     if chosen == "tensorrt" and timing_cache is None:
         timing_cache = _users_timing_cache(version, warn)
     request = BuildRequest(
@@ -104,13 +110,8 @@ def build(
     )
     for text in built.warnings:
         warn(text)
-    facts, inspection = built.facts, None
-    if built.inspector_json is not None:
-        inspection = inspect_engine(built.inspector_json, built.layer_ms)
-        facts = replace(facts, inspection=inspection.to_dict())
-        if require is not None:
-            allow = sorted(kept_layers(file.graph, tuple(passport.facts.get("keep", ()))))
-            inspection.require(require, allow=allow, name=output.name)
+    inspection = _inspection(built, file, require, output.name, warn)
+    facts = replace(built.facts, inspection=inspection.to_dict()) if inspection else built.facts
     if built.plan is None:
         return Engine(output, None, facts, inspection)
     report("writing")
@@ -130,6 +131,38 @@ def build(
         ),
     )
     return Engine(output, written, facts, inspection)
+
+
+def _inspection(
+    built: Built, file: OpenedOnnx, require: Literal["fp16", "int8"] | None, name: str, warn: Warn
+) -> Inspection | None:
+    """What the engine's layers are, and the gate over them; None, and a warning, where that is not told.
+
+    Raises:
+        AuditFailed: the engine does not compute in ``require``, or cannot be seen to.
+    """
+    if built.inspector_json is None:
+        if require is not None:
+            why = built.warnings[-1] if built.warnings else "it is not for the GPU of this machine"
+            raise AuditFailed(
+                f"{name} is not seen to compute in {require.upper()}, for it was not inspected: {why}",
+                expected="an engine for the GPU of this machine",
+            )
+        return None
+    try:
+        inspection = inspect_engine(built.inspector_json, built.layer_ms)
+    except PlanError as error:  # a form of JSON that is not known yet does not cost the engine
+        if require is not None:
+            raise AuditFailed(f"{name} is not seen to compute in {require.upper()}: {error}") from error
+        warn(f"what the engine's layers are is not known: {error}")
+        return None
+    if require is not None:
+        assert file.passport is not None
+        facts = file.passport.facts
+        kept = sorted(kept_layers(file.graph, tuple(facts.get("keep", ()))))
+        allow = ["*"] if facts.get("rest") == "fp32" else kept  # around INT8, the file itself asks for FP32
+        inspection.require(require, allow=allow, name=name)
+    return inspection
 
 
 def _users_timing_cache(version: str, warn: Warn) -> Path | None:

@@ -15,6 +15,7 @@ from sepvit_deploy.optional import require
 from sepvit_deploy.parity import Parity, Tolerance
 from sepvit_deploy.pipeline.models import open_model
 from sepvit_deploy.pipeline.opened import Opened, OpenedOnnx, Report, Running, present_taps
+from sepvit_deploy.runners.batches import InBatches
 from sepvit_deploy.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -85,8 +86,8 @@ def check(
             report("comparing")
             tolerance = min((TOLERANCES[file.precision], TOLERANCES[other.precision]), key=lambda t: t.sqnr_db)
             return parity.compare(
-                reference,
-                candidate,
+                InBatches(reference),
+                InBatches(candidate),
                 batches,
                 source=images_used,
                 outputs=other.output_names,

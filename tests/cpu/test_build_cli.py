@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ import pytest
 from sepvit_deploy import engine as engine_module
 from sepvit_deploy import gpu
 from sepvit_deploy.artifact import passport_path
+from sepvit_deploy.engine import Built
+from sepvit_deploy.pipeline import building
 from tests.cpu.commands import PROGRAM, Done, call, certified, changed, classifier, complaint, environment, left_over
 
 RTX = ("--builder", "rtx")
@@ -72,8 +75,7 @@ def test_the_doctor_says_why_a_plan_does_not_load_here(files: Path) -> None:
 
 
 def test_the_doctor_exits_0_where_the_plan_loads(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    device = gpu.Device(0, "RTX 4090", "8.9", 128, 1, 1, 1, 1, 1, 1, False, False, "13.0")
-    monkeypatch.setattr(gpu, "devices", lambda: (device,))
+    monkeypatch.setattr(gpu, "devices", lambda: (DEVICE,))
     done = call("doctor", files / "fp16.plan")
     assert done.code == 0, done
     assert "it will load here" in done.out
@@ -136,11 +138,15 @@ def test_a_passport_edited_by_hand(copy: Path) -> None:
         ((*RTX, "--hardware-compatible", "ampere+"), ("--hardware-compatible with TensorRT-RTX",)),
         (("--builder", "tensorrt"), ("--builder tensorrt, and no NVIDIA GPU is seen here", "--builder rtx")),
         (("--require", "int8"), ("--require int8 of", "which is fp32")),
+        (("--require", "fp16", "FP16"), ("--require fp16 without a GPU", "only there its layers are seen")),
+        (("--require", "fp16", "FP16", "--dry-run"), ("--require fp16 with --dry-run",)),
         (("--output", "absent/x.plan"), ("the folder absent does not exist",)),
     ],
 )
 def test_a_mistake_in_the_use_of_build(options: tuple[str, ...], words: tuple[str, ...], files: Path) -> None:
-    complaint(call("build", files / "lite.onnx", *(() if "--builder" in options else RTX), *options), *words)
+    source = files / ("lite_fp16.onnx" if "FP16" in options else "lite.onnx")
+    given = [option for option in options if option != "FP16"]
+    complaint(call("build", source, *(() if "--builder" in options else RTX), *given), *words)
 
 
 def test_files_that_no_engine_is_built_from(files: Path, tmp_path: Path) -> None:
@@ -235,6 +241,48 @@ def _workers(pid: int) -> list[int]:
             if int(stat.read_text().rpartition(")")[2].split()[1]) == pid:
                 found.append(int(stat.parent.name))
     return found
+
+
+DEVICE = gpu.Device(0, "RTX 4090", "8.9", 128, 1, 1, 1, 1, 1, 1, False, False, "13.0")
+LAYER = {
+    "Name": "__myl_Fc_1", "LayerType": "gemm", "Metadata": "[ONNX Layer: stage0.block0.mlp.fc1/MatMul]",
+    "Inputs": [{"Name": "x", "Datatype": "Half"}], "Outputs": [],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("layers", "require", "code", "words"),
+    [
+        ([LAYER], "fp16", 0, "passport: "),
+        ([LAYER | {"Inputs": [{"Name": "x", "Datatype": "Float"}]}], "fp16", 1, "computes no product in FP16"),
+        ([LAYER | {"Inputs": [{"Name": "x", "Datatype": "Float"}]}], None, 0, "FP32"),
+        (None, "fp16", 1, "is not seen to compute in FP16, for it was not inspected: it was planted"),
+        (None, None, 0, "it was planted"),
+        ("another form", "fp16", 1, "is not seen to compute in FP16: the engine inspector gives"),
+        ("another form", None, 0, "what the engine's layers are is not known"),
+    ],
+)
+def test_the_gate_over_what_the_engine_computes(
+    layers: object, require: str | None, code: int, words: str, files: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The build is real; what the GPU would say of it is planted."""
+    real = building.engine_from_onnx
+
+    def on_a_gpu(content: bytes, *given: object, **more: object) -> Built:
+        monkeypatch.setattr(gpu, "devices", lambda: ())  # the build itself needs none, and here is none
+        built = real(content, *given, **more)  # type: ignore[arg-type]
+        document = None if layers is None else json.dumps({"I/O Tensors": [], "Layers": layers})
+        return replace(built, warnings=("it was planted",), inspector_json=document, layer_ms={})
+
+    monkeypatch.setattr(building, "engine_from_onnx", on_a_gpu)
+    monkeypatch.setattr(gpu, "devices", lambda: (DEVICE,))
+    plan = tmp_path / "x.plan"
+    more = ("--require", require) if require else ()
+    done = call("build", files / "lite_fp16.onnx", *RTX, "--profile", "1", "--output", plan, *more)
+    assert done.code == code, done
+    assert words in done.out + done.err
+    assert left_over(tmp_path) == ([] if code else ["x.plan", "x.plan.json"])
 
 
 def test_a_builder_that_crashes_is_one_line(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,81 @@
+"""Any number of images through a runner that takes certain batches."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sepvit_deploy.building import Profile
+from sepvit_deploy.runners.batches import InBatches
+
+
+class Fake:
+    """Gives the image numbers that it is given; refuses batches that it does not take."""
+
+    name = "fake"
+
+    def __init__(self, fixed: int | None = None) -> None:
+        self.input_shape: tuple[int | None, ...] = (fixed, 3, 1, 1)
+        self.seen: list[list[int]] = []
+
+    def takes(self, batch: int) -> bool:
+        return self.input_shape[0] in (None, batch)
+
+    def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        assert self.takes(len(images))
+        self.seen.append(images[:, 0, 0, 0].astype(int).tolist())
+        return {"logits": images[:, :, 0, 0].copy()}
+
+
+class Engine(Fake):
+    def __init__(self, profiles: list[tuple[int, int]]) -> None:
+        super().__init__(profiles[0][0] if len({n for p in profiles for n in p}) == 1 else None)
+        self.profiles = tuple(Profile(low, low, high) for low, high in profiles)
+
+    def takes(self, batch: int) -> bool:
+        return any(profile.minimum <= batch <= profile.maximum for profile in self.profiles)
+
+
+def numbered(count: int) -> np.ndarray:
+    return np.broadcast_to(np.arange(count, dtype=np.float32)[:, None, None, None], (count, 3, 1, 1)).copy()
+
+
+@given(
+    profiles=st.lists(
+        st.tuples(st.integers(1, 9), st.integers(0, 9)).map(lambda p: (p[0], sum(p))), min_size=1, max_size=3
+    ),
+    count=st.integers(1, 40),
+)
+def test_every_image_is_run_once_in_batches_that_a_profile_takes(profiles: list[tuple[int, int]], count: int) -> None:
+    engine = Engine(profiles)
+    found = InBatches(engine).run(numbered(count))["logits"]
+    np.testing.assert_array_equal(found, numbered(count)[:, :, 0, 0])
+    real = [number for batch in engine.seen for number in dict.fromkeys(batch)]
+    assert real == list(range(count))
+
+
+@pytest.mark.parametrize(
+    ("runner", "count", "batches"),
+    [
+        (Fake(), 7, [7]),
+        (Fake(4), 7, [4, 4]),
+        (Fake(4), 4, [4]),
+        (Engine([(1, 32)]), 7, [7]),
+        (Engine([(1, 4)]), 7, [4, 3]),
+        (Engine([(4, 8)]), 3, [4]),
+        (Engine([(4, 8)]), 19, [8, 8, 4]),
+        (Engine([(1, 1), (4, 8)]), 10, [8, 1, 1]),
+        (Engine([(8, 8)]), 9, [8, 8]),
+    ],
+)
+def test_batches_are_as_large_as_they_may_be(runner: Fake, count: int, batches: list[int]) -> None:
+    InBatches(runner).run(numbered(count))
+    assert [len(batch) for batch in runner.seen] == batches
+
+
+def test_the_fill_brings_no_other_image() -> None:
+    engine = Engine([(4, 8)])
+    InBatches(engine).run(numbered(10))
+    assert engine.seen == [list(range(8)), [8, 9, 9, 9]]
