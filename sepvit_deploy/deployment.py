@@ -15,6 +15,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
+from sepvit_deploy.building import Builder, BuildRequest, Profile
 from sepvit_deploy.errors import OptionError
 from sepvit_deploy.likeness import FP32, OF_ENGINE, OF_PRECISION, Tolerance
 from sepvit_deploy.spec import MAX_BATCH, OPSETS, ModelSpec, Preprocessing
@@ -22,6 +23,7 @@ from sepvit_deploy.variants import CLASSIFY_SIZE
 
 Precision = Literal["fp32", "fp16", "int8"]
 Target = Literal["tensorrt", "cpu"]
+BuilderChoice = Literal["tensorrt", "rtx", "auto"]
 Method = Literal["entropy", "percentile", "mse", "minmax"]
 MAX_SPEC_BYTES = 1 << 20
 
@@ -80,6 +82,44 @@ class AcceptanceSpec:
 
 
 @dataclass(frozen=True)
+class EngineSpec:
+    """The engine, which is built where its builder is there.
+
+    Attributes:
+        builder: ``auto`` takes TensorRT where it and a GPU are there, else TensorRT-RTX.
+        profiles: batches as ``--profile`` takes them; () for 1,8,32, or for the fixed batch.
+        workspace_mb, level, hardware_compatible: 0, -1 and "" leave them to the builder.
+        compute_capabilities: GPU generations of TensorRT-RTX; () for all.
+    """
+
+    builder: BuilderChoice = "tensorrt"
+    profiles: tuple[str, ...] = ()
+    workspace_mb: int = 0
+    level: int = -1
+    compute_capabilities: tuple[str, ...] = ()
+    version_compatible: bool = False
+    hardware_compatible: Literal["", "ampere+", "same-cc"] = ""
+    refittable: bool = False
+
+    def request(self, builder: Builder) -> BuildRequest:
+        """What it asks of a builder.
+
+        Raises:
+            OptionError: a value is unusable, or is not for this builder.
+        """
+        return BuildRequest(
+            builder=builder,
+            profiles=tuple(map(Profile.parse, self.profiles)),
+            workspace_mb=self.workspace_mb or None,
+            level=None if self.level == -1 else self.level,
+            compute_capabilities=self.compute_capabilities,
+            version_compatible=self.version_compatible,
+            hardware_compatible=self.hardware_compatible or None,
+            refittable=self.refittable,
+        )
+
+
+@dataclass(frozen=True)
 class ParitySpec:
     """What counts as equal on each rung of the ladder from the model in torch to the engine.
 
@@ -116,6 +156,7 @@ class DeploymentSpec:
     precision: PrecisionSpec = field(default_factory=PrecisionSpec)
     calibration: CalibrationSpec = field(default_factory=CalibrationSpec)
     acceptance: AcceptanceSpec = field(default_factory=AcceptanceSpec)
+    engine: EngineSpec = field(default_factory=EngineSpec)
     parity: ParitySpec = None  # type: ignore[assignment] # filled in below: it depends on the precision
 
     def __post_init__(self) -> None:
@@ -129,6 +170,10 @@ class DeploymentSpec:
             raise OptionError(
                 f"preprocessing.size is {list(self.preprocessing.size)}", expected=f"model.size {list(self.model.size)}"
             )
+        if self.export.batch and self.engine.profiles:
+            raise OptionError(f"engine.profiles with export.batch {self.export.batch}", expected="export.batch 0")
+        if self.precision.target == "cpu" and self.engine != EngineSpec():  # deploy would pass over it in silence
+            raise OptionError("engine with precision.target 'cpu'", expected="precision.target 'tensorrt'")
 
 
 def default_spec(variant: str, precision: Precision) -> DeploymentSpec:
@@ -193,6 +238,7 @@ def spec_from_dict(document: Mapping[str, Any]) -> DeploymentSpec:
         ("precision", PrecisionSpec, _check_precision),
         ("calibration", CalibrationSpec, _check_calibration),
         ("acceptance", AcceptanceSpec, _check_acceptance),
+        ("engine", EngineSpec, _check_engine),
     ):
         values[name] = cls(**_checked(name, cls, _known(name, cls, values.get(name, {}))))
         check(values[name])
@@ -286,6 +332,15 @@ def _check_acceptance(spec: AcceptanceSpec) -> None:
     _within("acceptance.agreement", spec.agreement, 0, 1)
 
 
+def _check_engine(spec: EngineSpec) -> None:
+    _one_of("engine.builder", spec.builder, BuilderChoice)
+    try:
+        for builder in get_args(Builder) if spec.builder == "auto" else (spec.builder,):
+            spec.request(builder)
+    except OptionError as error:
+        raise OptionError(f"engine: {error.found}", expected=error.expected, hint=error.hint) from error
+
+
 def _parity(given: object, precision: Precision) -> ParitySpec:
     """The tolerances of a table, each with the defaults of ``precision`` for what it leaves out."""
     rungs = dict(vars(ParitySpec.of(precision)))
@@ -307,6 +362,7 @@ _COMMENTS = {
     "precision": "type fp32, fp16 or int8; target tensorrt or cpu; keep lists patterns of layers that stay out of it",
     "calibration": "for int8: a folder or manifest of images (empty: --images); entropy, percentile, mse or minmax",
     "acceptance": "against the FP32 file on those images: share of equal top-1",
+    "engine": "builder tensorrt, rtx or auto; profiles as build's --profile; 0, -1 and nothing leave it to the builder",
     "parity": "of the outputs; the engine against its ONNX file, the others against the model in torch",
 }
 

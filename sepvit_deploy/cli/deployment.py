@@ -39,6 +39,7 @@ def deploy(
             out=out,
             report=report,
             progress=show.percent(report, "working through the images"),
+            build_progress=show.percent(report, "building"),
             warn=show.warn,
         )
     if as_json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import sys
 import unicodedata
@@ -14,6 +15,7 @@ from sepvit_deploy.variants import PAPER, VARIANTS, count_macs, count_parameters
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
     from rich.table import Table
 
     from sepvit_deploy.audit import Audit
@@ -45,30 +47,54 @@ def json_document(document: object) -> None:
     print(json.dumps(document, indent=2, allow_nan=False))
 
 
+class Bar:
+    """The step under way on a terminal: a bar that fills where the share done is known, and pulses elsewhere."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task = progress.add_task("starting", total=None)
+
+    def __call__(self, step: str) -> None:
+        """Begin a step."""
+        self._progress.remove_task(self._task)
+        self._task = self._progress.add_task(as_text(step), total=None)
+
+    def share(self, what: str, share: float) -> None:
+        """Say how far a step is, 0 to 1."""
+        self._progress.update(self._task, description=what, total=1.0, completed=share)
+
+
 @contextlib.contextmanager
 def progress() -> Iterator[Callable[[str], None]]:
-    """Show the step under way: a spinner on a terminal, a line each elsewhere."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
+    """Show the step under way: a bar on a terminal, a line each elsewhere."""
     if sys.stderr is None or not sys.stderr.isatty():
         yield lambda step: print(f"{step} ...", file=sys.stderr, flush=True) if sys.stderr else None
         return
-    with console.status("starting ...") as status:
-        yield lambda step: status.update(f"{step} ...")
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        yield Bar(bars)
 
 
 def percent(report: Callable[[str], None], what: str) -> Callable[[float], None]:
-    """Report a share at each new tenth, or at each new hundredth where a terminal shows it."""
-    steps = 100 if sys.stderr is not None and sys.stderr.isatty() else 10
+    """Fill the bar of a terminal; elsewhere report a share at each new tenth."""
+    if isinstance(report, Bar):
+        return functools.partial(report.share, what)
     shown = 0
 
     def show(share: float) -> None:
         nonlocal shown
-        step = int(share * steps)
+        step = int(share * 10)
         if step > shown:
             shown = step
-            report(f"{what}, {step * 100 // steps} %")
+            report(f"{what}, {step * 10} %")
 
     return show
 

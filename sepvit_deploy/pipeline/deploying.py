@@ -1,4 +1,4 @@
-"""A deployment spec carried out, as far as this machine can go: weights to a proven ONNX file."""
+"""A deployment spec carried out, as far as this machine can go: weights to a proven ONNX file and its engine."""
 
 from __future__ import annotations
 
@@ -8,10 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sepvit_deploy import artifact
+from sepvit_deploy import artifact, builders, gpu
+from sepvit_deploy.building import BUILDER_NAMES
 from sepvit_deploy.deployment import DeploymentSpec
-from sepvit_deploy.errors import AcceptanceFailed, CheckpointError, OptionError, OutputError
+from sepvit_deploy.errors import (
+    AcceptanceFailed,
+    CheckpointError,
+    InputError,
+    MissingDependency,
+    OptionError,
+    OutputError,
+)
 from sepvit_deploy.image_sets import image_set
+from sepvit_deploy.pipeline.building import build
 from sepvit_deploy.pipeline.exporting import Exported, export
 from sepvit_deploy.pipeline.lowering import Lowered, Progress, Warn, calibrate, quantize, smooth
 from sepvit_deploy.pipeline.measuring import agreement_on
@@ -30,7 +39,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Deployed:
-    """The stages of a deployment, and the file that the engine is built from."""
+    """The stages of a deployment, and the last file that they made: the plan, or the ONNX file behind it."""
 
     name: str
     path: Path
@@ -46,15 +55,17 @@ def deploy(
     out: Path,
     report: Report = lambda step: None,
     progress: Progress = lambda share: None,
+    build_progress: Progress = lambda share: None,
     warn: Warn = lambda text: None,
 ) -> Deployed:
-    """Export, smooth, calibrate, quantise and judge what a spec describes.
+    """Export, smooth, calibrate, quantise, judge and build what a spec describes.
 
     Args:
         folder: that the spec's paths are relative to.
         weights: a checkpoint, instead of the spec's.
         images: a folder or manifest, instead of the spec's.
         out: the folder to write; made where it is missing.
+        progress: told the share done of the stages that go through images; build_progress of the build.
 
     Raises:
         InputError: the checkpoint, the images or the output are unusable.
@@ -113,8 +124,40 @@ def deploy(
         steps.append(Step("precision", True, f"{path.name}, FP16{room}"))
     if path != fp32:
         steps.append(_accepted(spec, path, fp32, source, report, progress))
-    steps.append(Step("engine", False, f"build {path.name} with TensorRT on the GPU that it is for"))
+    if spec.precision.target == "tensorrt":
+        plan, step = _engine(spec, path, out / f"{spec.name}.plan", report, build_progress, warn)
+        path = plan or path
+        steps.append(step)
     return Deployed(spec.name, path, tuple(steps))
+
+
+def _engine(
+    spec: DeploymentSpec, path: Path, plan: Path, report: Report, progress: Progress, warn: Warn
+) -> tuple[Path | None, Step]:
+    """The engine of the spec's file, where its builder works here."""
+    wanted = spec.engine
+    try:
+        chosen, _ = builders.choose(wanted.builder, gpu=bool(gpu.devices()))
+    except (MissingDependency, InputError) as error:
+        there = f"there, type: sepvit-deploy build {path.name} --builder {wanted.builder}"
+        return None, Step("engine", False, f"{error.found}; {there}")
+    request = wanted.request(chosen)
+    done = build(
+        path,
+        plan,
+        builder=chosen,
+        profiles=request.profiles,
+        workspace_mb=request.workspace_mb,
+        level=request.level,
+        compute_capabilities=request.compute_capabilities,
+        version_compatible=request.version_compatible,
+        hardware_compatible=request.hardware_compatible,
+        refittable=request.refittable,
+        report=report,
+        progress=progress,
+        warn=warn,
+    )
+    return plan, Step("engine", True, f"{plan.name}, {BUILDER_NAMES[chosen]} {done.facts.builder_version}")
 
 
 def export_lowered(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -231,6 +233,25 @@ def test_a_build_that_is_ended_can_be_typed_again(number: signal.Signals, copy: 
     done = call("build", copy / "lite_fp16.onnx", *RTX, "--output", copy / "new.plan")
     assert done.code == 0, done
     assert call("doctor", copy / "new.plan").code == 1
+
+
+def test_a_terminal_shows_a_bar(files: Path, tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    command = [*PROGRAM, "build", str(files / "lite_fp16.onnx"), *RTX, "--level", "0", "--output", "x.plan"]
+    said = b""
+    with subprocess.Popen(
+        command, cwd=tmp_path, stderr=theirs, stdout=subprocess.DEVNULL, env=environment(TERM="xterm")
+    ) as child:
+        os.close(theirs)
+        with contextlib.suppress(OSError):  # EIO: the child ended
+            while part := os.read(ours, 1 << 16):
+                said += part
+    os.close(ours)
+    assert child.returncode == 0
+    shown = said.decode(errors="replace")
+    assert "building" in shown
+    assert "\N{BOX DRAWINGS HEAVY HORIZONTAL}" in shown
+    assert re.search(r"[1-9][0-9]%", shown)
 
 
 def _workers(pid: int) -> list[int]:

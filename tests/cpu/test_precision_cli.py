@@ -18,13 +18,22 @@ from safetensors.torch import save_file
 
 from sepvit_deploy.accuracy import Share
 from sepvit_deploy.artifact import read_passport, sha256
-from sepvit_deploy.deployment import DeploymentSpec, WeightsSpec, default_spec, read_spec, spec_text
+from sepvit_deploy.deployment import (
+    DeploymentSpec,
+    EngineSpec,
+    WeightsSpec,
+    default_spec,
+    read_spec,
+    spec_text,
+)
 from sepvit_deploy.graph import load_graph
 from sepvit_deploy.model.checkpoint import published_state_dict
 from sepvit_deploy.model.sepvit import build_model
 from sepvit_deploy.pipeline import deploying, exporting, lowering
+from sepvit_deploy.plans import read_plan
 from sepvit_deploy.runners.onnxruntime import OnnxRuntimeRunner
 from tests.cpu.commands import PHOTO, Done, call, certified, changed, classifier, complaint, left_over, shift
+from tests.cpu.rtx import SKIP
 
 CLASSES = 10
 COUNT = 12
@@ -856,6 +865,26 @@ def test_deploy_of_fp32_ends_with_the_export(checkpoint: Path, tmp_path: Path) -
     document = call("deploy", path, "--out", tmp_path / "build", "--json").document
     assert [(step["stage"], step["done"]) for step in document["steps"]] == [("export", True), ("engine", False)]
     assert left_over(tmp_path / "build") == pair("mine.onnx")
+
+
+@SKIP
+@pytest.mark.usefixtures("fast_export")
+def test_deploy_goes_on_to_the_engine_where_its_builder_works(checkpoint: Path, tmp_path: Path) -> None:
+    spec = replace(spec_for(checkpoint, tmp_path, "fp16"), engine=EngineSpec("rtx", ("1", "8"), level=0))
+    path = spec_file(tmp_path, replace(spec, calibration=replace(spec.calibration, images="")))
+    out = tmp_path / "build"
+    document = call("deploy", path, "--out", out, "--json").document
+    assert document["path"] == str(out / "mine.plan")
+    assert document["steps"][-1]["stage"] == "engine"
+    assert document["steps"][-1]["found"].startswith("mine.plan, TensorRT-RTX 1.7")
+    assert left_over(out) == pair("mine.onnx", "mine.plan", "mine_fp32.onnx")
+    facts = read_plan(out / "mine.plan").facts
+    assert facts is not None
+    assert (list(map(str, facts.profiles)), facts.level) == (["1,1,1", "8,8,8"], 0)
+    climbed = call("check", path, "--out", out)
+    assert climbed.code == 0, climbed.err
+    assert "the ladder ends at mine.onnx: " in climbed.err
+    assert "mine.plan: no NVIDIA GPU is seen here" in climbed.err
 
 
 @pytest.mark.usefixtures("fast_export")

@@ -16,6 +16,7 @@ from sepvit_deploy.deployment import (
     AcceptanceSpec,
     CalibrationSpec,
     DeploymentSpec,
+    EngineSpec,
     ExportSpec,
     Method,
     ParitySpec,
@@ -58,6 +59,14 @@ def precisions(draw: st.DrawFn) -> PrecisionSpec:
     )
 
 
+ENGINES = st.builds(
+    EngineSpec,
+    builder=st.sampled_from(["tensorrt", "auto"]),
+    profiles=st.lists(st.sampled_from(["1", "1,8,32", "64"]), max_size=3, unique=True).map(tuple),
+    workspace_mb=st.integers(0, 1 << 20),
+    level=st.integers(-1, 5),
+    refittable=st.booleans(),
+) | st.builds(EngineSpec, builder=st.just("rtx"), compute_capabilities=st.just(("8.6", "12.0")))
 TOLERANCES = st.builds(Tolerance, st.floats(0, 2), st.floats(0, 200), st.floats(0, 1))
 
 
@@ -67,6 +76,9 @@ def specs(draw: st.DrawFn) -> DeploymentSpec:
     model = ModelSpec(draw(st.sampled_from(sorted(VARIANTS))), "dense", size, draw(st.integers(1, 1_000_000)))
     if draw(st.booleans()):
         model = replace(model, task="classify", size=(224, 224))
+    export = ExportSpec(draw(st.integers(17, 21)), draw(st.integers(0, MAX_BATCH)), draw(st.booleans()))
+    precision = draw(precisions())
+    engine = draw(ENGINES) if precision.target == "tensorrt" else EngineSpec()
     return DeploymentSpec(
         name=draw(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", fullmatch=True)),
         model=model,
@@ -79,8 +91,8 @@ def specs(draw: st.DrawFn) -> DeploymentSpec:
         weights=WeightsSpec(
             draw(TEXTS), draw(st.just("") | st.from_regex("[0-9a-f]{64}", fullmatch=True)), draw(st.booleans())
         ),
-        export=ExportSpec(draw(st.integers(17, 21)), draw(st.integers(0, MAX_BATCH)), draw(st.booleans())),
-        precision=draw(precisions()),
+        export=export,
+        precision=precision,
         calibration=CalibrationSpec(
             draw(TEXTS),
             draw(st.sampled_from(get_args(Method))),
@@ -89,6 +101,7 @@ def specs(draw: st.DrawFn) -> DeploymentSpec:
             draw(st.integers(1, MAX_BATCH)),
         ),
         acceptance=AcceptanceSpec(draw(st.floats(0, 1))),
+        engine=replace(engine, profiles=()) if export.batch else engine,
         parity=ParitySpec(*draw(st.tuples(*[TOLERANCES] * 4))),
     )
 
@@ -124,10 +137,11 @@ def test_every_key_survives_a_file(tmp_path: Path) -> None:
         model=model,
         preprocessing=Preprocessing(model.size, 800, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)),
         weights=WeightsSpec('a "quoted"\\\n\x7f caf\u00e9 \U0001f600.pth', "0123456789abcdef" * 4, ema=True),
-        export=ExportSpec(19, 4, simplify=False),
+        export=ExportSpec(19, 0, simplify=False),
         precision=PrecisionSpec("int8", "tensorrt", ("stage0.*", "*.fc2"), attention=True, smooth=0.25),
         calibration=CalibrationSpec("../pictures", "entropy", 99.5, 100, 16),
         acceptance=AcceptanceSpec(0.5),
+        engine=EngineSpec("tensorrt", ("1", "2,4,8"), 64, 3, (), True, "ampere+", True),
         parity=ParitySpec(Tolerance(1e-6, 100.0, 0.5), FP32, FP16, Tolerance(0.5, 12.5, 0.25)),
     )
     assert read_spec(written(tmp_path, spec_text(spec))) == spec
@@ -279,6 +293,14 @@ BAD_VALUES: list[tuple[str, str, Any, str]] = [
     ("calibration", "samples", 1_000_001, "calibration.samples is 1000001"),
     ("calibration", "samples", 8.0, "calibration.samples is 8.0"),
     ("calibration", "batch", 0, "calibration.batch is 0"),
+    ("engine", "builder", "trt", "engine.builder is 'trt'; expected tensorrt or rtx or auto"),
+    ("engine", "profiles", ["8,1"], "engine: --profile '8,1'; expected MIN,OPT,MAX"),
+    ("engine", "profiles", ["1", "1"], "engine: --profile 1,1,1 is given twice"),
+    ("engine", "profiles", "1,8,32", "engine.profiles is '1,8,32'"),
+    ("engine", "level", 9, "engine: --level 9; expected 0 to 5"),
+    ("engine", "workspace_mb", -1, "engine: --workspace-mb -1"),
+    ("engine", "compute_capabilities", ["8.6"], "engine: --compute-capability with TensorRT; expected no such option"),
+    ("engine", "hardware_compatible", "hopper", "engine: --hardware-compatible hopper; expected ampere+ or same-cc"),
     ("acceptance", "agreement", 1.01, "acceptance.agreement is 1.01; expected 0 to 1"),
     ("acceptance", "agreement", -1, "acceptance.agreement is -1"),
     ("acceptance", "agreement", float("inf"), "acceptance.agreement is inf"),
