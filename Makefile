@@ -44,9 +44,11 @@ lint: venv ## ruff and mypy
 test: venv lint ## lint, then every test that needs no GPU
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests/unit tests/cpu tests/repo
 
-gpu: venv ## the tests that need a GPU, then its benchmark; fails where there is none
-	$(BIN)/python -m pytest -s tests/gpu --require-gpu
-	$(BIN)/python benchmarks/gpu.py
+gpu: $(if $(GPU_PYTHON),,venv) ## the tests and the benchmark that need a GPU; GPU_PYTHON=python3 takes an environment as it is
+	@failed=0; \
+	PYTHONPATH=. $(or $(GPU_PYTHON),$(BIN)/python) -m pytest -s tests/gpu --require-gpu || failed=1; \
+	PYTHONPATH=. $(or $(GPU_PYTHON),$(BIN)/python) benchmarks/gpu.py || failed=1; \
+	exit $$failed
 
 clean: ## remove everything that these targets and the tools made
 	rm -rf $(VENV) demo dist build .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -2,7 +2,7 @@
 
     python benchmarks/readme.py benchmarks/results/MACHINE
 
-Both lists of commands run in an empty folder, the second one beside this repository's benchmarks/, models/ and calib/.
+The commands run one after the other in an empty folder, beside this repository's benchmarks/, models/ and calib/.
 """
 
 from __future__ import annotations
@@ -15,9 +15,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-SECTIONS = {"output": "## The main job", "precision": "## FP16 and INT8"}
-SHORTENED = ("python", "sepvit-deploy calibrate", "sepvit-deploy export --variant lite")
+SECTIONS = {"output": "## The main job", "precision": "## FP16 and INT8", "engines": "## TensorRT engines"}
+TABLES = {"benchmark": "export.md", "accuracy": "precision.md", "builds": "build.md"}
+SHORTENED = (
+    "python",
+    "sepvit-deploy calibrate",
+    "sepvit-deploy export --variant lite",
+    "sepvit-deploy quantize sepvit_t",
+)
 """Commands that run, and whose output is left out: it is long, and no result."""
+CODES = {"doctor": 1}
+"""Exit codes other than 0: a plan does not load on a machine without a GPU."""
 
 
 def main() -> None:
@@ -26,27 +34,30 @@ def main() -> None:
         sys.exit(__doc__)
     results = Path(sys.argv[1])
     text = README.read_text(encoding="utf-8")
-    for name, title in SECTIONS.items():
-        section = text[text.index(title) :]
-        section = section[: section.index(f"<!-- {name}: begin -->")]
-        text = filled(text, name, "```text\n" + printed(re.findall(r"^\$ (.*)$", section, re.MULTILINE)) + "```\n")
-    text = filled(text, "benchmark", (results / "export.md").read_text(encoding="utf-8"))
-    text = filled(text, "accuracy", (results / "precision.md").read_text(encoding="utf-8"))
-    README.write_text(text, encoding="utf-8")
-
-
-def printed(commands: list[str]) -> str:
-    """The stdout of commands, run one after the other in an empty folder."""
-    shown = []
     with tempfile.TemporaryDirectory() as folder:
         for name in ("benchmarks", "models", "calib"):
             Path(folder, name).symlink_to(ROOT / name)
-        for command in commands:
-            words = [sys.executable if word == "python" else word for word in command.split()]
-            done = subprocess.run(words, cwd=folder, stdout=subprocess.PIPE, text=True, check=True)
-            if not command.startswith(SHORTENED):
-                lines = [line.rstrip() for line in done.stdout.splitlines()]
-                shown.append("\n".join([f"$ {command}", *lines]))
+        for name, title in SECTIONS.items():
+            section = text[text.index(title) :]
+            section = section[: section.index(f"<!-- {name}: begin -->")]
+            shown = printed(re.findall(r"^\$ (.*)$", section, re.MULTILINE), folder)
+            text = filled(text, name, "```text\n" + shown + "```\n")
+    for name, table in TABLES.items():
+        text = filled(text, name, (results / table).read_text(encoding="utf-8"))
+    README.write_text(text, encoding="utf-8")
+
+
+def printed(commands: list[str], folder: str) -> str:
+    """The stdout of commands, run one after the other in a folder."""
+    shown = []
+    for command in commands:
+        words = [sys.executable if word == "python" else word for word in command.split()]
+        done = subprocess.run(words, cwd=folder, stdout=subprocess.PIPE, text=True, check=False)
+        if done.returncode != CODES.get(words[1], 0):
+            sys.exit(f"{command} ended with {done.returncode}")
+        if not command.startswith(SHORTENED):
+            lines = [line.rstrip() for line in done.stdout.splitlines()]
+            shown.append("\n".join([f"$ {command}", *lines]))
     return "\n\n".join(shown) + "\n"
 
 

@@ -1,13 +1,14 @@
 """SepViT from weights to a checked ONNX file, and on to the GPU.
 
     from pathlib import Path
-    from sepvit_deploy import audit, calibrate, check, export, load_graph, quantize
+    from sepvit_deploy import audit, build, calibrate, check, export, load_graph, quantize
 
     exported = export("t", Path("sepvit_t.onnx"))       # random weights unless weights=Path(...)
     assert check(exported.path).passed                    # against the model as the paper writes it
     print(audit(load_graph(exported.path)).operators)
     calibrate(exported.path, Path("photographs"), Path("t.scales.json"))
     quantize(exported.path, Path("t_int8.onnx"), precision="int8", scales=Path("t.scales.json"))
+    build(Path("t_int8.onnx"), Path("t_int8.plan"))       # TensorRT's engine; to run it: open_model(...).running(...)
 
 Importing this package loads nothing: each name is loaded when it is first asked for, and each function what it needs.
 """
@@ -23,13 +24,16 @@ if TYPE_CHECKING:
     from sepvit_deploy.artifact import Passport, read_passport
     from sepvit_deploy.audit import Audit, audit
     from sepvit_deploy.bench import Point, bench
+    from sepvit_deploy.building import Profile
     from sepvit_deploy.deployment import DeploymentSpec, default_spec, read_spec
-    from sepvit_deploy.doctor import Diagnosis, diagnose
+    from sepvit_deploy.doctor import Diagnosis, PlanDiagnosis, diagnose, diagnose_plan
     from sepvit_deploy.errors import (
         AcceptanceFailed,
         AuditFailed,
+        BuildFailed,
         CheckFailed,
         CheckpointError,
+        DeviceError,
         GraphError,
         HeadroomFailed,
         ImageError,
@@ -39,6 +43,7 @@ if TYPE_CHECKING:
         OutputError,
         ParityFailed,
         PassportError,
+        PlanError,
         SepvitError,
     )
     from sepvit_deploy.evaluate import Evaluation
@@ -51,20 +56,27 @@ if TYPE_CHECKING:
     from sepvit_deploy.model.sepvit import build_model
     from sepvit_deploy.parity import Parity, Tolerance, compare
     from sepvit_deploy.pipeline import (
+        Climbed,
         Deployed,
+        Engine,
         Exported,
         Lowered,
+        Running,
+        build,
         calibrate,
         check,
+        climb,
         deploy,
         evaluate,
         export,
+        open_model,
         quantize,
         sensitivity,
         smooth,
     )
     from sepvit_deploy.predict import Prediction, predict
     from sepvit_deploy.runners.onnxruntime import OnnxRuntimeRunner
+    from sepvit_deploy.runners.tensorrt import TensorRtRunner
     from sepvit_deploy.runners.torch import TorchRunner
     from sepvit_deploy.scales import ScaleTable, read_scales
     from sepvit_deploy.sensitivity import Sensitivity
@@ -77,11 +89,15 @@ __all__ = [
     "AcceptanceFailed",
     "Audit",
     "AuditFailed",
+    "BuildFailed",
     "CheckFailed",
     "CheckpointError",
+    "Climbed",
     "Deployed",
     "DeploymentSpec",
+    "DeviceError",
     "Diagnosis",
+    "Engine",
     "Evaluation",
     "Exported",
     "GraphError",
@@ -99,24 +115,32 @@ __all__ = [
     "ParityFailed",
     "Passport",
     "PassportError",
+    "PlanDiagnosis",
+    "PlanError",
     "Point",
     "Prediction",
     "Preprocessing",
+    "Profile",
+    "Running",
     "ScaleTable",
     "Sensitivity",
     "SepvitError",
+    "TensorRtRunner",
     "Tolerance",
     "TorchRunner",
     "Variant",
     "audit",
     "bench",
+    "build",
     "build_model",
     "calibrate",
     "check",
+    "climb",
     "compare",
     "default_spec",
     "deploy",
     "diagnose",
+    "diagnose_plan",
     "evaluate",
     "export",
     "lint",
@@ -125,6 +149,7 @@ __all__ = [
     "load_graph",
     "load_image",
     "onnx_from_torch",
+    "open_model",
     "predict",
     "preprocess",
     "quantize",
@@ -141,10 +166,12 @@ _PUBLIC = {
     "artifact": "Passport read_passport",
     "audit": "Audit audit",
     "bench": "Point bench",
+    "building": "Profile",
     "deployment": "DeploymentSpec default_spec read_spec",
-    "doctor": "Diagnosis diagnose",
-    "errors": "AcceptanceFailed AuditFailed CheckFailed CheckpointError GraphError HeadroomFailed ImageError "
-    "InputError MissingDependency OptionError OutputError ParityFailed PassportError SepvitError",
+    "doctor": "Diagnosis PlanDiagnosis diagnose diagnose_plan",
+    "errors": "AcceptanceFailed AuditFailed BuildFailed CheckFailed CheckpointError DeviceError GraphError "
+    "HeadroomFailed ImageError InputError MissingDependency OptionError OutputError ParityFailed PassportError "
+    "PlanError SepvitError",
     "evaluate": "Evaluation",
     "export": "onnx_from_torch",
     "graph": "load_graph",
@@ -154,9 +181,11 @@ _PUBLIC = {
     "model.rewrite": "rewrite",
     "model.sepvit": "build_model",
     "parity": "Parity Tolerance compare",
-    "pipeline": "Deployed Exported Lowered calibrate check deploy evaluate export quantize sensitivity smooth",
+    "pipeline": "Climbed Deployed Engine Exported Lowered Running build calibrate check climb deploy evaluate export "
+    "open_model quantize sensitivity smooth",
     "predict": "Prediction predict",
     "runners.onnxruntime": "OnnxRuntimeRunner",
+    "runners.tensorrt": "TensorRtRunner",
     "runners.torch": "TorchRunner",
     "scales": "ScaleTable read_scales",
     "sensitivity": "Sensitivity",

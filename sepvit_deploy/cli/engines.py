@@ -73,7 +73,8 @@ def _made_by(facts: EngineFacts) -> str:
     if facts.device is not None:
         target = f"for {as_text(facts.device.name)} (compute capability {facts.device.compute_capability})"
     else:
-        target = f"for compute capability {', '.join(facts.compute_capabilities) or 'of every RTX generation'}"
+        some = f"compute capability {', '.join(facts.compute_capabilities)}"
+        target = f"for {some if facts.compute_capabilities else 'every RTX generation'}"
     return f"{BUILDERS[facts.builder]} {facts.builder_version}, {target}"
 
 
