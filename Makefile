@@ -46,7 +46,8 @@ test: venv lint ## lint, then every test that needs no GPU
 
 gpu: $(if $(GPU_PYTHON),,venv) ## the tests and the benchmark that need a GPU; GPU_PYTHON=python3 takes an environment as it is
 	@failed=0; \
-	PYTHONPATH=. $(or $(GPU_PYTHON),$(BIN)/python) -m pytest -s tests/gpu --require-gpu || failed=1; \
+	PYTHONPATH=. $(or $(GPU_PYTHON),$(BIN)/python) -m pytest -s tests/gpu --require-gpu -k 'not rtx' || failed=1; \
+	PYTHONPATH=. $(or $(GPU_PYTHON),$(BIN)/python) -m pytest -s tests/gpu --require-gpu -k rtx || failed=1; \
 	PYTHONPATH=. $(or $(GPU_PYTHON),$(BIN)/python) benchmarks/gpu.py || failed=1; \
 	exit $$failed
 

@@ -82,6 +82,11 @@ def choose(name: Literal["tensorrt", "rtx", "auto"], *, gpu: bool) -> tuple[Buil
     return builder, version
 
 
+def loaded() -> tuple[Builder, ...]:
+    """What this process has loaded; there is no way back from it."""
+    return tuple(_loaded)
+
+
 def load(builder: Builder) -> ModuleType:
     """Import a builder's module, once in a process; Polygraphy, where it is installed, is set to it.
 

@@ -30,6 +30,7 @@ from sepvit_deploy.network import (
     require_precision,
     require_same,
 )
+from sepvit_deploy.optional import child_environment
 
 if TYPE_CHECKING:
     import onnx
@@ -68,6 +69,7 @@ def engine_from_onnx(
     rest: Literal["fp16", "fp32"] | None = None,
     dry_run: bool = False,
     inspect: bool = True,
+    afresh: bool = False,
     progress: Callable[[float], None] = lambda share: None,
 ) -> Built:
     """Build an engine, strongly typed.
@@ -80,6 +82,7 @@ def engine_from_onnx(
         rest: of an INT8 file, the precision around INT8; None for FP16.
         dry_run: parse and check, and build nothing.
         inspect: load the new engine where there is a GPU for it, and time its layers.
+        afresh: begin a new timing cache where TensorRT refuses the file.
         progress: told the share done, 0 to 1.
 
     Raises:
@@ -103,12 +106,13 @@ def engine_from_onnx(
         "name": name,
         "bytes": len(content),
         "dry_run": dry_run,
+        "afresh": afresh,
         "inspect_on": devices[0].compute_capability if devices and inspect and precision is not None else None,
     }
     plan, network, built, inspected = None, None, {}, {}
     warnings: list[str] = []
     with contextlib.closing(_messages(header, content, request)) as messages:
-        for message, attached in messages:
+        for message, attached in _until_built(messages, warnings):
             match message["kind"]:
                 case "progress":
                     progress(message["share"])
@@ -229,7 +233,7 @@ def _messages(
 
     However this ends, the child has ended then. BuildFailed where it crashes.
     """
-    environment = os.environ | {"POLYGRAPHY_AUTOINSTALL_DEPS": "0"}
+    environment = child_environment(POLYGRAPHY_AUTOINSTALL_DEPS="0")
     with open(os.memfd_create("stderr"), "w+b") as said:
         child = subprocess.Popen(
             CHILD, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, env=environment
@@ -250,6 +254,21 @@ def _messages(
                     raise _crash(child.returncode, said, header["name"], request)
             finally:
                 child.kill()
+
+
+def _until_built(
+    messages: Generator[tuple[dict[str, Any], bytes], None, None], warnings: list[str]
+) -> Generator[tuple[dict[str, Any], bytes], None, None]:
+    """The same messages; once the engine is there, a child that crashes costs its inspection alone, and a warning."""
+    built = False
+    try:
+        for message, attached in messages:
+            built = built or message["kind"] == "built"
+            yield message, attached
+    except BuildFailed as error:
+        if not built:
+            raise
+        warnings.append(f"the engine was not inspected: {error}")
 
 
 def _write(pipe: IO[bytes], content: bytes) -> None:

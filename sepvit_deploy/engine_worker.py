@@ -62,6 +62,7 @@ def main() -> None:
             name=header["name"],
             dry_run=header["dry_run"],
             inspect_on=header["inspect_on"],
+            afresh=header["afresh"],
             send=channel.send,
         )
     except SepvitError as error:
@@ -85,11 +86,13 @@ def build(
     dry_run: bool,
     inspect_on: str | None,
     send: Callable[..., None],
+    afresh: bool = False,
 ) -> None:
     """Do the work of `engine.engine_from_onnx` in this process.
 
     Args:
         inspect_on: compute capability of the GPU to load the engine on; None to leave it.
+        afresh: begin a new timing cache where TensorRT refuses the file.
         send: told what `Channel.send` is.
 
     Raises:
@@ -120,7 +123,9 @@ def build(
         config = _config(trt, loaders, builder, network, request, facts, send)
     except failures as error:
         raise _failed(request, f"does not take the options for {name}", log, error) from error
-    cache = open_cache(config, request.timing_cache) if request.timing_cache and not dry_run else None
+    cache = None
+    if request.timing_cache and not dry_run:
+        cache = open_cache(config, request.timing_cache, afresh=afresh)
     plan = b""
     if not dry_run:
         try:
@@ -215,11 +220,13 @@ def _logger(trt: Any, warn: Callable[[str], None]) -> Any:
             self.warned: set[str] = set()
 
         def log(self, severity: Any, message: str) -> None:
+            if severity not in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR, trt.ILogger.WARNING):
+                return  # a builder says a great deal else
             text = " ".join(message.split())
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+            if severity != trt.ILogger.WARNING:
                 if text not in self.errors:
                     self.errors.append(text)
-            elif severity == trt.ILogger.WARNING and text not in self.warned:
+            elif text not in self.warned:
                 self.warned.add(text)
                 warn(text)
 

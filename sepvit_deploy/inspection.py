@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 from sepvit_deploy.errors import AuditFailed, PlanError
 from sepvit_deploy.inspector import (
     PRODUCT_OPS,
+    PRODUCTS,
     UNKNOWN,
     Form,
     Kind,
@@ -31,7 +32,6 @@ from sepvit_deploy.inspector import (
 State = Literal["fused", "apart", "hidden"]
 Precision = Literal["fp32", "fp16", "int8"]
 
-PRODUCTS: tuple[Kind, ...] = ("matmul", "convolution", "attention")
 # In the names that Myelin gives to layers "." has become "_".
 _PLACE = re.compile(r"(?:^|[^\w])(stage\d+)[._](block\d+|embed|peg)(?![a-z\d])")
 MOST_NAMES = 3
@@ -163,15 +163,23 @@ class Inspection:
             found.append(Attention(name, state, tuple(layer.name for layer in chosen), _milliseconds(chosen)))
         return tuple(found)
 
-    def require(self, precision: Precision, *, allow: Sequence[str] = (), name: str = "the engine") -> None:
+    def require(
+        self,
+        precision: Precision,
+        *,
+        allow: Sequence[str] = (),
+        quantized: Collection[str] = (),
+        name: str = "the engine",
+    ) -> None:
         """Refuse an engine that does not compute in the precision of its file.
 
         An FP32 engine computes every product in FP32, not TF32. An FP16 or INT8 engine has products in FP16 or INT8 and
-        none in FP32.
+        none in FP32; an INT8 engine has all those in INT8 that the file has. What is not told counts as not so.
 
         Args:
             allow: shell-style patterns of nodes ("head/MatMul"), of their layers ("stage2.block0.mlp.fc1") or of layers
                 of the engine that may be in FP32.
+            quantized: nodes of the products that the file has in INT8.
             name: what the error calls it.
 
         Raises:
@@ -200,6 +208,19 @@ class Inspection:
             kinds = " and ".join(sorted({layer.precision for layer in odd}))
             only = "every product in FP32" if precision == "fp32" else f"products in {wanted} and none in FP32"
             raise AuditFailed(f"{name} computes {_names(odd)} in {kinds}; products: {counted}", expected=only)
+        if precision == "int8":
+            self._require_int8(products, quantized, name)
+
+    def _require_int8(self, products: Sequence[EngineLayer], quantized: Collection[str], name: str) -> None:
+        computed = {node for layer in products if layer.precision == "INT8" for node in layer.nodes}
+        if lacking := [node for node in quantized if node not in computed]:
+            shown = ", ".join(lacking[:MOST_NAMES])
+            more = f" and {len(lacking) - MOST_NAMES} more" if len(lacking) > MOST_NAMES else ""
+            raise AuditFailed(
+                f"{name} is not seen to compute {shown}{more} in INT8: {len(lacking)} of the {len(quantized)} products "
+                "that its file has in INT8",
+                expected="all of them in INT8",
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON."""
@@ -244,21 +265,22 @@ def inspect_engine(inspector_json: str, layer_ms: Mapping[str, float], *, profil
     layers = [
         EngineLayer(
             name=layer.name,
-            kind=kind_of(layer),
-            precision=precision_of(layer),
+            kind=kind,
+            precision=precision_of(layer, kind),
             type=layer.type,
             kernel=layer.kernel,
             nodes=layer.nodes,
             ms=layer_ms[layer.name] / names[layer.name] if layer.name in layer_ms else None,
         )
-        for layer in raw
+        for layer, kind in ((layer, kind_of(layer)) for layer in raw)
     ]
     # A product that no kernel of products names is computed by the layers that do name it.
     computed = {node for layer in layers if layer.kind in PRODUCTS for node in layer.nodes}
     for i, layer in enumerate(layers):
         missing = operators(node for node in layer.nodes if node not in computed) & PRODUCT_OPS
         if layer.kind == "other" and missing:
-            layers[i] = replace(layer, kind="convolution" if missing == {"Conv"} else "matmul")
+            kind: Kind = "convolution" if missing == {"Conv"} else "matmul"
+            layers[i] = replace(layer, kind=kind, precision=precision_of(raw[i], kind))
     return Inspection(
         form=form,
         detailed=all(layer.detailed for layer in raw),

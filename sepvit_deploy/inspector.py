@@ -14,9 +14,10 @@ What is known of it, and how:
         "Datatype" in layers. A layer's metadata are separated by U+001F. Layers of optimisation profile N > 0 end in
         "[profile N]". LayerType is CaskConvolution, CaskGemmMatrixMultiply, Reformat, ... or Myelin's lower case:
         gemm, kgen, correlation (a convolution), custom_layer, shape_call, ... Some 10.x call INT64 tensors "INT8".
+        Constants such as a bias may stand before the operands of a product. "Weights" of a layer have a "Type".
     inferred
         that "DataType", as the guide spells it for I/O tensors, may stand in layers too; the names of kernels, which
-        `kind_of` and `precision_of` read; that a product's first input is its first operand.
+        `kind_of` and `precision_of` read; which of a product's inputs are its operands.
 
 Anything else is refused rather than guessed at; a LayerType that is not known is no error.
 """
@@ -53,6 +54,7 @@ _TYPES = {
     "bool": "BOOL",
 }
 
+PRODUCTS: tuple[Kind, ...] = ("matmul", "convolution", "attention")
 PRODUCT_OPS = frozenset({"MatMul", "Gemm", "Conv"})
 _CAST_OPS = frozenset({"Cast", "to_half", "to_float", "QuantizeLinear", "DequantizeLinear"})
 _MOVE_OPS = frozenset({"Transpose", "Reshape", "Slice", "Split", "Concat", "Flatten", "Squeeze", "Unsqueeze", "Expand"})
@@ -66,7 +68,10 @@ _MATMUL_WORDS = frozenset({"Fc", "Gem", "Bmm", "Mat"})
 _MHA = re.compile(r"(?:^|_)f?mha(?:_|\d|$)|flash_?attention|multi_?head_?attention", re.IGNORECASE)
 # XMMA kernels say what they compute: ..._<input><output>_<operands><accumulator>_<scale>_..., as i8f32_i8i32_f32.
 _XMMA = re.compile(r"_(?:[a-z]+\d+m?\d*){2}_(tf32|bf16|f16|f32|i8|e4m3)(?:f16|f32|i32)_")
-_MATH = {"tf32": "TF32", "bf16": "BF16", "f16": "FP16", "f32": "FP32", "i8": "INT8", "e4m3": "FP8"}
+# CUTLASS's: ...gemm_<operand>_<operand>_<accumulator>_..., as gemm_f16_f16_f32; cuBLAS's: gemmvx_f16f16_f32.
+_CUTLASS = re.compile(r"gemm_(bf16|f16|f32|[si]8|e4m3)_(?:bf16|f16|f32|[si]8|e4m3|e5m2)_[a-z]+\d+")
+_GEMV = re.compile(r"gem(?:v|mv)x?_(bf16|f16|f32|i8)(?:bf16|f16|f32|i8)_[a-z]+\d+")
+_MATH = {"tf32": "TF32", "bf16": "BF16", "f16": "FP16", "f32": "FP32", "i8": "INT8", "s8": "INT8", "e4m3": "FP8"}
 _FLOATS = ("FP32", "FP16", "BF16", "FP8", "INT8", "INT4", "FP4")
 UNKNOWN = "unknown"
 _ATTENTION = re.compile(r"(stage\d+\.block\d+)\.attention\.(dwa|pwa)/(MatMul|Softmax)(?:_\d+)?")
@@ -78,6 +83,7 @@ class RawLayer:
 
     Attributes:
         inputs, outputs: types of its tensors (FP32, FP16, INT8, ...), empty where the inspector does not tell.
+        weights: type of its weights, likewise.
         nodes: of the ONNX file.
         profile: the optimisation profile that it belongs to.
         detailed: False where there is a name alone.
@@ -88,6 +94,7 @@ class RawLayer:
     kernel: str = ""
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
+    weights: str = ""
     nodes: tuple[str, ...] = ()
     profile: int = 0
     detailed: bool = True
@@ -102,7 +109,7 @@ def layers_from_json(text: str) -> tuple[Form, tuple[RawLayer, ...]]:
     if len(text) > MAX_CHARACTERS:
         raise _foreign(f"{len(text)} characters", f"{MAX_CHARACTERS} or fewer")
     try:
-        document = json.loads(text)
+        document = json.loads(text, strict=False)  # metadata may hold control characters as they are
     except (ValueError, RecursionError) as error:
         raise _foreign(f"no JSON ({error})", "a JSON object") from error
     if not isinstance(document, dict):
@@ -134,6 +141,7 @@ def _layer(number: int, layer: object, form: Form) -> RawLayer:
         _text(number, layer, "TacticName", ""),
         tensors["Inputs"],
         tensors["Outputs"],
+        _weights(layer.get("Weights")),
         tuple(dict.fromkeys(_NODE.findall(_text(number, layer, "Metadata", "")))),
         _profile(name),
     )
@@ -159,6 +167,11 @@ def _types(number: int, layer: Mapping[str, Any], key: str, form: Form) -> tuple
             raise _foreign(f"layer {number} with {key} {tensor!r:.100}", f"{fields[0]!r} of each tensor")
         found.append(_type(told[0]))
     return tuple(found)
+
+
+def _weights(found: object) -> str:
+    kind = found.get("Type") if isinstance(found, dict) else None
+    return _type(kind) if isinstance(kind, str) else ""
 
 
 def _type(text: str) -> str:
@@ -199,18 +212,30 @@ def kind_of(layer: RawLayer) -> Kind:
     return "movement" if kind in ("shuffle", "slice", "copy", "concat", "noop") else "other"
 
 
-def precision_of(layer: RawLayer) -> str:
-    """Of the kernel where its name tells it, else of the first input that is a number: a product's first operand."""
+def precision_of(layer: RawLayer, kind: Kind) -> str:
+    """That a product computes in, by its kernel's name or else its operands; that any other layer reads first."""
     kernel = layer.kernel.lower()
     if found := _XMMA.search(kernel):
         return _MATH[found[1]]
     if "tf32" in kernel:
         return "TF32"
+    if found := _CUTLASS.search(kernel) or _GEMV.search(kernel):
+        return _MATH[found[1]]
     kinds = layer.inputs or layer.outputs
-    for kind in kinds:
-        if kind in _FLOATS or not kind:
-            return kind or UNKNOWN
+    if kind in PRODUCTS:
+        return _operands(kinds) or layer.weights or next(iter(kinds), "") or UNKNOWN
+    for name in kinds:
+        if name in _FLOATS or not name:
+            return name or UNKNOWN
     return kinds[0] if kinds else UNKNOWN
+
+
+def _operands(kinds: Iterable[str]) -> str:
+    """The type of a product's operands among its inputs, between which a bias, a scale or a residual may stand."""
+    numbers = [name for name in kinds if name in _FLOATS]
+    if numbers.count("INT8") > 1:
+        return "INT8"
+    return next((name for name in numbers if name != "FP32"), numbers[0] if numbers else "")
 
 
 def _words(layer: RawLayer) -> frozenset[str]:

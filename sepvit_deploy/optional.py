@@ -1,8 +1,10 @@
-"""Import an optional dependency, or say how to get it."""
+"""Import an optional dependency, or say how to get it; and the environment of a child that imports this package."""
 
 from __future__ import annotations
 
 import importlib
+import os
+from pathlib import Path
 from types import ModuleType
 
 from sepvit_deploy.errors import MissingDependency
@@ -27,6 +29,15 @@ def require(module: str, *, extra: str) -> ModuleType:
         raise MissingDependency(f"{module} is not installed", hint=_install(extra)) from error
     except (ImportError, OSError) as error:
         raise _does_not_load(module, error, extra) from error
+
+
+def child_environment(**more: str) -> dict[str, str]:
+    """The environment of a child that finds the package that this process runs, installed or not."""
+    own = Path(__file__).parents[1]
+    if own.name not in ("site-packages", "dist-packages"):  # those it has; named here they would hide Python's own
+        paths = [str(own), *filter(None, [os.environ.get("PYTHONPATH")])]
+        more = {"PYTHONPATH": os.pathsep.join(paths)} | more
+    return os.environ | more
 
 
 def _does_not_load(module: str, error: Exception, extra: str) -> MissingDependency:

@@ -42,6 +42,7 @@ def _refusal(trt: Any, content: bytes) -> str:
                 errors.append(" ".join(message.split()))
 
     runtime = trt.Runtime(Log())
+    runtime.engine_host_code_allowed = True  # it is trusted, and may be version-compatible: nothing is known of it
     engine = runtime.deserialize_cuda_engine(content)
     if engine is None or engine.create_execution_context() is None:
         return errors[0] if errors else "the runtime refuses it and does not say why"

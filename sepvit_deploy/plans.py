@@ -23,6 +23,7 @@ from sepvit_deploy.artifact import Passport
 from sepvit_deploy.building import BUILDER_NAMES, Builder, EngineFacts
 from sepvit_deploy.errors import PassportError, PlanError
 from sepvit_deploy.gpu import Device
+from sepvit_deploy.optional import child_environment
 
 MAGIC: dict[bytes, Builder] = {b"ftrt": "tensorrt", b"vtrt": "rtx"}
 """The first bytes of a plan. Seen in plans of TensorRT 10 and TensorRT-RTX 1.7; not documented, so a plan that its
@@ -184,7 +185,7 @@ def obstacles(facts: EngineFacts, machine: Here) -> tuple[Obstacle, ...]:
         hint = "take it to its GPU, or see sepvit-deploy doctor"
         found.append(Obstacle("no NVIDIA GPU is seen here", "the GPU that the engine is for", hint))
     else:
-        found += [_capability_obstacle(facts, machine.devices[0]), _driver_obstacle(facts, machine.devices[0])]
+        found.append(_capability_obstacle(facts, machine.devices[0]))
     return tuple(obstacle for obstacle in found if obstacle is not None)
 
 
@@ -232,22 +233,12 @@ def _capability_obstacle(facts: EngineFacts, device: Device) -> Obstacle | None:
     return Obstacle(found, f"{expected}, as the GPU that the plan was built on", _AGAIN)
 
 
-def _driver_obstacle(facts: EngineFacts, device: Device) -> Obstacle | None:
-    if facts.device is None or _numbers(device.driver) >= _numbers(facts.device.driver):
-        return None
-    return Obstacle(
-        f"the driver supports CUDA {device.driver}",
-        f"CUDA {facts.device.driver} or newer, as where the plan was built",
-        f"update the driver, or {_AGAIN}",
-    )
-
-
 def differences(facts: EngineFacts, machine: Here) -> tuple[str, ...]:
-    """In what this GPU is not the one of the build, though the plan loads: kernels were chosen for that one."""
+    """In what this GPU or driver is not that of the build, though the plan loads: kernels were chosen for that one."""
     if facts.device is None or not machine.devices:
         return ()
     built, device = facts.device, machine.devices[0]
-    names = [entry.name for entry in fields(Device) if entry.name not in ("index", "driver", "compute_capability")]
+    names = [entry.name for entry in fields(Device) if entry.name not in ("index", "compute_capability")]
     return tuple(
         f"{name.replace('_', ' ')} {getattr(device, name)}, built on {getattr(built, name)}"
         for name in names
@@ -270,7 +261,12 @@ def probe(plan: Plan) -> None:
     header = json.dumps({"builder": plan.builder, "bytes": len(plan.content)}).encode() + b"\n"
     try:
         done = subprocess.run(
-            CHILD, input=header + plan.content, capture_output=True, timeout=PROBE_SECONDS, check=False
+            CHILD,
+            input=header + plan.content,
+            capture_output=True,
+            timeout=PROBE_SECONDS,
+            check=False,
+            env=child_environment(),
         )
     except subprocess.TimeoutExpired as error:
         raise PlanError(

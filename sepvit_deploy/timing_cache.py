@@ -32,8 +32,11 @@ class TimingCache:
     known_bytes: int | None
 
 
-def open_cache(config: Any, path: Path) -> TimingCache:
+def open_cache(config: Any, path: Path, *, afresh: bool = False) -> TimingCache:
     """Give a build the kernels that ``path`` knows; a file that is not there yet knows none.
+
+    Args:
+        afresh: begin a new one where TensorRT refuses the file, which is then taken away.
 
     Raises:
         OutputError: it could not be written after the build.
@@ -42,6 +45,9 @@ def open_cache(config: Any, path: Path) -> TimingCache:
     _require_place(path)
     cache = _understood(config, _read(path))
     if cache is None or not config.set_timing_cache(cache, False):
+        if afresh:
+            path.unlink(missing_ok=True)
+            return open_cache(config, path)
         raise InputError(
             f"TensorRT refuses --timing-cache {path}",
             expected="a timing cache of this TensorRT and this GPU",

@@ -75,7 +75,7 @@ def require_other(output: Path, *inputs: Path | None) -> None:
     taken = {os.path.realpath(place) for path in inputs if path for place in (path, passport_path(path))}
     for place in (output, passport_path(output)):
         if os.path.realpath(place) in taken:
-            raise OptionError(f"--output {output} would overwrite {place}, an input", expected="another file to write")
+            raise OptionError(f"{output} would overwrite {place}", expected="another file to write")
 
 
 def parse_batch(text: str, expected: str, *, whole: str | None = None) -> int:

@@ -58,6 +58,10 @@ def build(
         Literal["fp16", "int8"] | None,
         typer.Option(help="Fail unless the engine computes in this precision.", show_default=False),
     ] = None,
+    inspector: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write what TensorRT's inspector says, as it is, too.", show_default=False),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Default: ./NAME.plan.", show_default=False)
     ] = None,
@@ -72,6 +76,8 @@ def build(
 
     output = output or Path(f"{file.stem}.plan")
     require_other(output, file)
+    if inspector is not None:
+        require_other(inspector, file, output)
     with show.progress() as report:
         done = pipeline.build(
             file,
@@ -86,6 +92,7 @@ def build(
             hardware_compatible=hardware_compatible,
             refittable=refittable,
             require=require,
+            inspector=inspector,
             dry_run=dry_run,
             report=report,
             progress=show.percent(report, "building"),

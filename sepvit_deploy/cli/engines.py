@@ -154,7 +154,7 @@ def diagnosis(found: PlanDiagnosis) -> None:
         say("made from " + ", ".join(map(_parent, found.chain)))
     say(f"Triton image: {found.triton}")
     for difference in found.differences:
-        say(f"another GPU than that of the build: {as_text(difference)}")
+        say(f"not as where it was built: {as_text(difference)}")
     if found.loads:
         say("it will load here")
         return

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +17,7 @@ from sepvit_deploy.building import BuildRequest, EngineFacts, Profile
 from sepvit_deploy.engine import Built, engine_from_onnx
 from sepvit_deploy.errors import AuditFailed, GraphError, OptionError, PlanError
 from sepvit_deploy.inspection import Inspection, inspect_engine
-from sepvit_deploy.network import kept_layers
+from sepvit_deploy.network import kept_layers, products_of_graph
 from sepvit_deploy.pipeline.opened import OpenedOnnx, Report, open_onnx
 
 Progress = Callable[[float], None]
@@ -48,6 +50,7 @@ def build(
     hardware_compatible: Literal["ampere+", "same-cc"] | None = None,
     refittable: bool = False,
     require: Literal["fp16", "int8"] | None = None,
+    inspector: Path | None = None,
     dry_run: bool = False,
     report: Report = lambda step: None,
     progress: Progress = lambda share: None,
@@ -60,6 +63,7 @@ def build(
         builder: ``auto`` takes TensorRT where it and a GPU are there, else TensorRT-RTX.
         profiles: batches to be ready for; `PROFILE` for a file of any batch.
         require: fail unless the engine computes in this precision.
+        inspector: a file for what TensorRT's inspector says of the layers, and for their times, as JSON.
         dry_run: stop before the build: parse, audit, and write nothing.
 
     Raises:
@@ -76,13 +80,15 @@ def build(
         )
     if require is not None and file.precision != require:
         raise OptionError(f"--require {require} of {path}, which is {file.precision}", expected=f"an {require} file")
-    if require is not None and (dry_run or not gpu.devices()):
+    if (require or inspector) and (dry_run or not gpu.devices()):
+        option = f"--require {require}" if require else "--inspector"
         raise OptionError(
-            f"--require {require} " + ("with --dry-run" if dry_run else "without a GPU"),
+            f"{option} {'with --dry-run' if dry_run else 'without a GPU'}",
             expected="a build on the GPU that the engine is for: only there its layers are seen",
             hint="leave it out: the parsed network is audited in any case",
         )
-    if chosen == "tensorrt" and timing_cache is None:
+    is_ours = chosen == "tensorrt" and timing_cache is None
+    if is_ours:
         timing_cache = _users_timing_cache(version, warn)
     request = BuildRequest(
         builder=chosen,
@@ -96,7 +102,8 @@ def build(
         refittable=refittable,
     )
     if not dry_run:
-        artifact.require_writable(output)
+        for place in filter(None, (output, inspector)):
+            artifact.require_writable(place)
     report("parsing and auditing" if dry_run else "building")
     built = engine_from_onnx(
         file.graph.SerializeToString(),
@@ -106,10 +113,15 @@ def build(
         keep=tuple(passport.facts.get("keep", ())),
         rest=passport.facts.get("rest"),
         dry_run=dry_run,
+        afresh=is_ours,
         progress=progress,
     )
     for text in built.warnings:
         warn(text)
+    if inspector is not None and built.inspector_json is not None:
+        document = {"layers": built.inspector_json, "layer_ms": built.layer_ms}
+        with artifact.written(inspector) as temporary:
+            temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     inspection = _inspection(built, file, require, output.name, warn)
     facts = replace(built.facts, inspection=inspection.to_dict()) if inspection else built.facts
     if built.plan is None:
@@ -161,7 +173,8 @@ def _inspection(
         facts = file.passport.facts
         kept = sorted(kept_layers(file.graph, tuple(facts.get("keep", ()))))
         allow = ["*"] if facts.get("rest") == "fp32" else kept  # around INT8, the file itself asks for FP32
-        inspection.require(require, allow=allow, name=name)
+        quantized = [product.name for product in products_of_graph(file.graph) if product.type == "INT8"]
+        inspection.require(require, allow=allow, quantized=quantized, name=name)
     return inspection
 
 
@@ -173,8 +186,10 @@ def _users_timing_cache(version: str, warn: Warn) -> Path | None:
     folder = Path(root, "sepvit-deploy").expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
-        warn(f"no timing cache, for {folder} cannot be made ({error}): builds take longer")
+        warn(f"no timing cache, for {folder} cannot be written ({error}): builds take longer")
         return None
     return folder / f"{name}.timing"
 

@@ -65,7 +65,7 @@ class OpenedPlan(Opened):
             builder=self.plan.builder,
             cuda=open_cuda(how.cuda),
             cuda_graph=how.cuda_graph,
-            version_compatible=facts is not None and facts.version_compatible,
+            version_compatible=facts is None or facts.version_compatible,
         ) as runner:
             yield runner
 

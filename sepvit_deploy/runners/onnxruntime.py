@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import os
+import sys
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
 
 from sepvit_deploy.errors import GraphError, MissingDependency
 from sepvit_deploy.graph import MAX_BYTES, load_graph
@@ -72,23 +77,24 @@ class OnnxRuntimeRunner:
                 f"the installed ONNX Runtime has no {wanted}",
                 hint="type: pip uninstall onnxruntime, then pip install 'sepvit-deploy[gpu]'",
             )
+        providers = [(wanted, _settings(provider, model))]
         if provider != "cpu":
+            _prepare(ort, provider)
             # Without this, a node that the provider does not take runs on the CPU, and nobody is told.
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-            if hasattr(ort, "preload_dlls"):
-                ort.preload_dlls()  # CUDA and cuDNN out of their wheels, where they came as wheels
+        content = model.SerializeToString()
         try:
-            self._session = ort.InferenceSession(
-                model.SerializeToString(), options, providers=[(wanted, _settings(provider, model))]
-            )
+            self._session = ort.InferenceSession(content, options, providers=providers, enable_fallback=0)
         except _failures() as error:
+            if provider != "cpu":
+                _require_loaded(ort, wanted, providers, error)
             found = f"ONNX Runtime does not load {self.name} ({_first_line(error)})"
             if "fallback to CPU" in str(error):
                 found = f"{wanted} does not take every node of {self.name}"
                 raise GraphError(found, expected="a graph that runs there whole") from error
             raise GraphError(found, expected="a valid ONNX file") from error
         if self._session.get_providers()[0] != wanted:  # ONNX Runtime falls back without a word
-            raise MissingDependency(f"ONNX Runtime did not load its {wanted}", hint="type: sepvit-deploy doctor")
+            raise _not_loaded(wanted)
         inputs = self._session.get_inputs()
         if len(inputs) != 1 or inputs[0].type != "tensor(float)" or len(inputs[0].shape) != 4:
             found = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs) or "none"
@@ -120,6 +126,42 @@ class OnnxRuntimeRunner:
             ) from error
 
 
+def _prepare(ort: ModuleType, provider: Provider) -> None:
+    """Load the libraries that a GPU's provider looks for, where they came as wheels: nothing else would find them."""
+    with contextlib.redirect_stdout(sys.stderr):  # it prints what it does not find
+        if hasattr(ort, "preload_dlls"):
+            ort.preload_dlls()
+        if provider == "tensorrt":
+            os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # float32 means float32; the provider has no option
+            with contextlib.suppress(ImportError, OSError):
+                importlib.import_module("tensorrt")
+
+
+def _require_loaded(ort: ModuleType, wanted: str, providers: list[Any], error: Exception) -> None:
+    """Refuse a provider that did not load: its nodes then fall back, and ONNX Runtime complains of them instead.
+
+    Raises:
+        MissingDependency: it is not there where the fallback is allowed, on the least of graphs.
+    """
+    from onnx import TensorProto, helper
+
+    float_ = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "least", float_[:1], float_[1:])
+    least = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        session = ort.InferenceSession(least.SerializeToString(), options, providers=providers, enable_fallback=0)
+    except _failures():
+        raise _not_loaded(wanted) from error
+    if wanted not in session.get_providers():
+        raise _not_loaded(wanted) from error
+
+
+def _not_loaded(wanted: str) -> MissingDependency:
+    return MissingDependency(f"ONNX Runtime did not load its {wanted}", hint="type: sepvit-deploy doctor")
+
+
 def _settings(provider: Provider, model: onnx.ModelProto) -> dict[str, str]:
     """What a provider needs so that it computes in the types that the graph says."""
     from onnx import TensorProto
@@ -145,7 +187,7 @@ def _has_signed_activations(model: onnx.ModelProto) -> bool:
 def _failures() -> tuple[type[Exception], ...]:
     from onnxruntime.capi import onnxruntime_pybind11_state as native
 
-    return tuple(getattr(native, failure) for failure in _FAILURES)
+    return (RuntimeError, *(getattr(native, failure) for failure in _FAILURES))
 
 
 def _first_line(error: Exception) -> str:

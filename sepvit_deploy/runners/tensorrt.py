@@ -6,7 +6,9 @@ Shapes: B batch.
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -103,11 +105,14 @@ class TensorRtRunner:
         self._open = True
         self._stack = contextlib.ExitStack()
         """What gives everything back, the last one first."""
+        self._graph_stack = contextlib.ExitStack()
+        """What gives the graphs back, before the contexts whose kernels they hold."""
         self._stack.callback(self._cuda.close)
         try:
             with self._cuda.current():
                 self._trt: Any = builders.load(builder)
                 self._log = _logger(self._trt)
+                self._log.errors.clear()
                 self._engine, self._runtime = self._deserialized(plan, builder, version_compatible)
                 self._input, self._outputs, shape = self._tensors()
                 self.profiles = self._profiles(shape)
@@ -346,6 +351,11 @@ class TensorRtRunner:
         return enqueue_ms
 
     def _captured(self, slot: _Slot) -> int:
+        # TensorRT-RTX alone is asked: it may still compile kernels, or allocate, which no graph may hold.
+        if hasattr(slot.context, "is_stream_capturable") and not slot.context.is_stream_capturable(self._stream):
+            raise DeviceError(
+                f"{self.name} cannot be captured into a CUDA graph here", hint="run it without CUDA graphs"
+            )
         self._cuda.begin_capture(self._stream)
         try:
             self._execute(slot.context)
@@ -353,7 +363,9 @@ class TensorRtRunner:
             with contextlib.suppress(DeviceError):  # a stream left in capture takes no more work
                 self._cuda.destroy_graph(self._cuda.end_capture(self._stream))
             raise
-        return self._made(self._cuda.end_capture(self._stream), self._cuda.destroy_graph)
+        graph = self._cuda.end_capture(self._stream)
+        self._graph_stack.callback(self._cuda.destroy_graph, graph)
+        return graph
 
     def _execute(self, context: Any) -> None:
         if not context.execute_async_v3(self._stream):
@@ -367,10 +379,13 @@ class TensorRtRunner:
             return
         self._open = False
         with self._stack, self._cuda.current():
-            self._slots.clear()  # contexts before the engine, the engine before its runtime
-            self._staged_slot = None
-            self._engine = None
-            self._runtime = None
+            try:
+                self._graph_stack.close()
+            finally:
+                self._slots.clear()  # contexts before the engine, the engine before its runtime
+                self._staged_slot = None
+                self._engine = None
+                self._runtime = None
 
     def __enter__(self) -> TensorRtRunner:
         return self
@@ -381,13 +396,14 @@ class TensorRtRunner:
         self.close()
 
 
+@functools.cache
 def _logger(trt: Any) -> Any:
-    """A `trt.ILogger` that keeps the errors."""
+    """The `trt.ILogger` of a module, which keeps the errors: TensorRT takes one in a process, for good."""
 
     class Log(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
-            self.errors: list[str] = []
+            self.errors: collections.deque[str] = collections.deque(maxlen=100)
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):

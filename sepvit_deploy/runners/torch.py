@@ -38,6 +38,9 @@ class TorchRunner:
                 f"torch {torch.__version__} sees no CUDA device",
                 hint="take --provider cpu; or see sepvit-deploy doctor",
             )
+        if device == "cuda":  # float32 means float32
+            torch.backends.cudnn.allow_tf32 = False
+            torch.backends.cuda.matmul.allow_tf32 = False
         self.name = name
         self.input_shape: tuple[int | None, ...] = (None, 3, *size)
         self._model = model.to(device)

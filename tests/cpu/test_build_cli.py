@@ -24,6 +24,7 @@ from sepvit_deploy.artifact import passport_path
 from sepvit_deploy.engine import Built
 from sepvit_deploy.pipeline import building
 from tests.cpu.commands import PROGRAM, Done, call, certified, changed, classifier, complaint, environment, left_over
+from tests.cpu.test_engine import AS_TENSORRT, RUN, fake_child
 
 RTX = ("--builder", "rtx")
 
@@ -143,6 +144,8 @@ def test_a_passport_edited_by_hand(copy: Path) -> None:
         (("--require", "fp16", "FP16"), ("--require fp16 without a GPU", "only there its layers are seen")),
         (("--require", "fp16", "FP16", "--dry-run"), ("--require fp16 with --dry-run",)),
         (("--output", "absent/x.plan"), ("the folder absent does not exist",)),
+        (("--inspector", "told.json"), ("--inspector without a GPU",)),
+        (("--inspector", "lite.plan.json"), ("lite.plan.json would overwrite",)),
     ],
 )
 def test_a_mistake_in_the_use_of_build(options: tuple[str, ...], words: tuple[str, ...], files: Path) -> None:
@@ -300,10 +303,44 @@ def test_the_gate_over_what_the_engine_computes(
     monkeypatch.setattr(gpu, "devices", lambda: (DEVICE,))
     plan = tmp_path / "x.plan"
     more = ("--require", require) if require else ()
-    done = call("build", files / "lite_fp16.onnx", *RTX, "--profile", "1", "--output", plan, *more)
+    told = tmp_path / "told.json"
+    options = ("--profile", "1", "--level", "0", "--output", plan, "--inspector", told, *more)
+    done = call("build", files / "lite_fp16.onnx", *RTX, *options)
     assert done.code == code, done
     assert words in done.out + done.err
+    if layers is not None:  # what was told is kept, whatever becomes of the engine
+        assert json.loads(json.loads(told.read_text(encoding="utf-8"))["layers"])["Layers"] == layers
+        told.unlink()
     assert left_over(tmp_path) == ([] if code else ["x.plan", "x.plan.json"])
+
+
+def test_builds_by_tensorrt_share_a_timing_cache_of_their_own(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT-RTX stands in for TensorRT, and a GPU is seen that is none."""
+    from sepvit_deploy import builders
+
+    monkeypatch.setattr(engine_module, "CHILD", fake_child(AS_TENSORRT + RUN))
+    monkeypatch.setattr(builders, "choose", lambda name, gpu: ("tensorrt", "10.13.3.9"))
+    monkeypatch.setattr(gpu, "devices", lambda: (DEVICE,))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    command = ("build", files / "lite_fp16.onnx", "--level", "0", "--profile", "1", "--output", tmp_path / "x.plan")
+    done = call(*command, "--json")
+    assert done.code == 0, done
+    assert done.document["engine"]["device"]["name"] == DEVICE.name
+    assert done.document["engine"]["timing_cache_hit"] is False
+    assert "the engine was not inspected: no NVIDIA GPU is seen here" in done.err
+    (cache,) = (tmp_path / "cache" / "sepvit-deploy").iterdir()
+    assert cache.name == "tensorrt-10.13.3.9-RTX-4090-8.9.timing"
+    cache.write_bytes(b"of another version")
+    assert call(*command).code == 0  # nobody named that file: it is begun afresh
+    assert cache.read_bytes() != b"of another version"
+    cache.write_bytes(b"of another version")
+    complaint(call(*command, "--timing-cache", cache), "TensorRT refuses --timing-cache", "this one is left as it is")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x.plan"))
+    done = call(*command)
+    assert done.code == 0, done
+    assert "warning: no timing cache, for " in done.err
 
 
 def test_a_builder_that_crashes_is_one_line(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -501,6 +501,23 @@ def test_an_engine_that_does_not_load_is_a_failure(monkeypatch: pytest.MonkeyPat
     assert str(caught.value) == "the engine of a.onnx was built and does not load: the plan is damaged"
 
 
+@pytest.mark.parametrize(
+    ("fail", "words"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "crashed while it built a.onnx: SIGSEGV"),
+        ("raise RuntimeError('of pybind11')", "RuntimeError: of pybind11"),
+    ],
+)
+def test_an_inspection_that_crashes_does_not_cost_the_engine(
+    fail: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = inspected(monkeypatch, request(BATCHES), DEVICE, fail)
+    assert done.plan
+    assert done.inspector_json is None
+    assert done.warnings[-1].startswith("the engine was not inspected: TensorRT-RTX ")
+    assert words in done.warnings[-1]
+
+
 def test_a_package_that_the_inspection_lacks_does_not_cost_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     fail = "raise MissingDependency('cuda is not installed', hint='type: pip install it')"
     done = inspected(monkeypatch, request(BATCHES), DEVICE, fail)

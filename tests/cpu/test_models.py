@@ -35,6 +35,22 @@ def test_a_provider_that_leaves_nodes_to_the_cpu_is_an_error(tmp_path: Path, mon
         OnnxRuntimeRunner(classifier(tmp_path / "foreign.onnx"), provider="cuda")
 
 
+def test_a_provider_that_does_not_load_is_not_the_graphs_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import onnxruntime
+
+    # As where the package has the provider and the machine lacks its libraries: ONNX Runtime goes on without it.
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [*ort_runner.PROVIDERS.values()])
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    for provider, name in (("cuda", "CUDAExecutionProvider"), ("tensorrt", "TensorrtExecutionProvider")):
+        with pytest.raises(
+            MissingDependency, match=f"ONNX Runtime did not load its {name}; type: sepvit-deploy doctor"
+        ):
+            OnnxRuntimeRunner(classifier(tmp_path / "foreign.onnx"), provider=provider)  # type: ignore[arg-type]
+    assert capsys.readouterr().out == ""
+
+
 def test_a_model_in_torch_is_one_of_the_forms(exported: Callable[..., Path]) -> None:
     compared = call("check", "torch:lite", "--against", exported("--variant", "lite"), "--json")
     assert compared.code == 0, compared

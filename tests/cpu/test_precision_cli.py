@@ -605,7 +605,7 @@ def test_an_output_does_not_take_the_place_of_an_input(
         (tmp_path / "a.scales", int8),  # whose passport would be the table
         (weights, export),
     ):
-        complaint(call(*arguments, "--output", output), f"--output {output} would overwrite ", "another file to write")
+        complaint(call(*arguments, "--output", output), f"{output} would overwrite ", "another file to write")
     assert {name: (tmp_path / name).read_bytes() for name in left_over(tmp_path)} == contents
 
 

@@ -8,14 +8,21 @@ from functools import cache
 from sepvit_deploy import builders, gpu, plans
 from sepvit_deploy.building import Builder
 from sepvit_deploy.errors import SepvitError
+from sepvit_deploy.runners.cuda import open_cuda
 
 BUILDERS: tuple[Builder, ...] = ("tensorrt", "rtx")
 PROVIDERS = ("cuda", "tensorrt")
 
 
-@cache
 def absent(kind: str) -> str | None:
     """Why a kind of engine cannot be tried here; None where it can: a builder, ``ort-cuda``, ``torch``, ..."""
+    if kind in BUILDERS and (other := [name for name in builders.loaded() if name != kind]):
+        return f"this process works with {other[0]}; in another: pytest tests/gpu --require-gpu -k {kind}"
+    return _absent(kind)
+
+
+@cache
+def _absent(kind: str) -> str | None:
     if kind in BUILDERS:
         return _builder(kind)  # type: ignore[arg-type]
     if kind == "torch":
@@ -31,7 +38,7 @@ def absent(kind: str) -> str | None:
         return "onnxruntime-gpu is not installed"
     import onnxruntime
 
-    if provider not in onnxruntime.get_available_providers():
+    if provider not in onnxruntime.get_available_providers():  # whether it loads, the runner says
         return f"the installed onnxruntime has no {provider}"
     return None
 
@@ -39,6 +46,7 @@ def absent(kind: str) -> str | None:
 def _builder(kind: Builder) -> str | None:
     try:
         builders.choose(kind, gpu=True)
+        open_cuda().close()
     except SepvitError as error:
         return str(error)
     capability = gpu.devices()[0].compute_capability

@@ -12,12 +12,16 @@ import pytest
 from sepvit_deploy import gpu
 from sepvit_deploy.building import BuildRequest, Profile
 from sepvit_deploy.engine import engine_from_onnx
+from sepvit_deploy.errors import MissingDependency
+from sepvit_deploy.graph import load_graph
+from sepvit_deploy.inspection import Inspection
+from sepvit_deploy.network import products_of_graph
 from sepvit_deploy.plans import read_plan
 from sepvit_deploy.runners.cuda import open_cuda
 from sepvit_deploy.runners.onnxruntime import OnnxRuntimeRunner
 from sepvit_deploy.runners.tensorrt import TensorRtRunner
 from tests.cpu.commands import call
-from tests.gpu.conftest import PRECISIONS
+from tests.gpu.conftest import PICTURES, PRECISIONS, told
 from tests.gpu.kinds import BUILDERS, PROVIDERS, absent
 
 EVERY = [(kind, precision) for kind in BUILDERS for precision in PRECISIONS]
@@ -45,14 +49,33 @@ def sqnr_db(expected: np.ndarray, found: np.ndarray) -> float:
     return float(10 * np.log10((expected.astype(np.float64) ** 2).sum() / max(noise, 1e-30)))
 
 
+def test_one_runtime_at_least_is_here() -> None:
+    kinds = (*BUILDERS, *(f"ort-{provider}" for provider in PROVIDERS), "torch")
+    reasons = {kind: absent(kind) for kind in kinds}
+    assert None in reasons.values(), f"nothing here uses the GPU, so nothing was tested: {reasons}"
+
+
 @every
-def test_an_engine_is_inspected_and_has_its_precision(plan: Path) -> None:
-    passport = json.loads(Path(f"{plan}.json").read_text(encoding="utf-8"))
-    engine = passport["facts"]["engine"]
-    assert engine["inspection"] is not None, "the engine was not inspected"
-    assert engine["inspection"]["layers"]
-    if engine["builder"] == "tensorrt":
-        assert engine["device"]["name"] == gpu.devices()[0].name
+def test_an_engine_is_inspected(plan: Path) -> None:
+    engine = read_plan(plan).facts
+    assert engine is not None
+    assert engine.inspection is not None, f"the engine was not inspected; it told {told(plan).read_text()[:2000]}"
+    if engine.builder == "tensorrt":
+        assert engine.device == gpu.devices()[0]
+
+
+@every
+def test_an_engine_has_its_precision(plan: Path) -> None:
+    facts = read_plan(plan).facts
+    assert facts is not None
+    if facts.inspection is None:
+        pytest.skip("the engine was not inspected, which another test says")
+    precision = plan.stem.rpartition("_")[2]
+    graph = load_graph(plan.parent / f"digits_{precision}.onnx")
+    quantized = [product.name for product in products_of_graph(graph) if product.type == "INT8"]
+    found = Inspection.from_dict(facts.inspection)
+    print({name: total.layers for name, total in found.precisions.items()}, found.attention)
+    found.require(precision, quantized=quantized, name=plan.name)  # type: ignore[arg-type]
 
 
 @every
@@ -76,7 +99,7 @@ def test_an_engine_computes_what_its_file_does(plan: Path) -> None:
 @every
 def test_the_ladder_is_climbed_to_the_engine(plan: Path, pictures: Path) -> None:
     weights = Path(__file__).parents[2] / "models" / "sepvit_lite_digits.safetensors"
-    done = call("check", plan, "--weights", weights, "--images", pictures, "--samples", "16")
+    done = call("check", plan, "--weights", weights, "--images", pictures, "--samples", str(PICTURES))
     print(done.out)
     assert done.code == 0, done
 
@@ -143,23 +166,6 @@ def test_a_thousand_runs_and_reloads_give_the_memory_back(plan: Path) -> None:
     assert before - after < GROWTH_BYTES
 
 
-@pytest.mark.parametrize("kind", BUILDERS)
-def test_ten_builds_give_the_memory_back(kind: str, files: Path) -> None:
-    if reason := absent(kind):
-        pytest.skip(reason)
-    content = (files / "digits_fp16.onnx").read_bytes()
-    request = BuildRequest(kind, (Profile(1, 1, 1),), level=0)  # type: ignore[arg-type]
-
-    def build() -> None:
-        engine_from_onnx(content, request, name="digits", precision="fp16", inspect=False)
-
-    build()
-    before = open_cuda().memory_free_bytes()
-    for _ in range(10):
-        build()
-    assert before - open_cuda().memory_free_bytes() < GROWTH_BYTES
-
-
 @fp16
 def test_a_batch_above_the_profile_is_one_line(plan: Path) -> None:
     done = call("bench", "--engine", plan, "--batch", "33")
@@ -183,8 +189,13 @@ def test_onnx_runtime_runs_on_the_gpu_or_says_why_not(provider: str, precision: 
         pytest.skip(reason)
     path = files / f"digits_{precision}.onnx"
     reference = OnnxRuntimeRunner(path).run(images(4))["logits"]
-    found = OnnxRuntimeRunner(path, provider=provider).run(images(4))["logits"]  # type: ignore[arg-type]
-    assert sqnr_db(reference, found) > LEAST_DB[precision]
+    try:
+        runner = OnnxRuntimeRunner(path, provider=provider)  # type: ignore[arg-type]
+    except MissingDependency as error:
+        pytest.skip(str(error))
+    # TensorRT inside ONNX Runtime has no option against TF32, only a variable that must be set before CUDA is used.
+    least = min(45.0, LEAST_DB[precision]) if provider == "tensorrt" else LEAST_DB[precision]
+    assert sqnr_db(reference, runner.run(images(4))["logits"]) > least
 
 
 def test_torch_runs_on_the_gpu(files: Path) -> None:
@@ -192,3 +203,20 @@ def test_torch_runs_on_the_gpu(files: Path) -> None:
         pytest.skip(reason)
     done = call("bench", "--engine", "torch:lite", "--provider", "cuda", "--seconds", "0.1", "--batch", "1,8")
     assert done.code == 0, done
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_ten_builds_give_the_memory_back(kind: str, files: Path) -> None:
+    if reason := absent(kind):
+        pytest.skip(reason)
+    content = (files / "digits_fp16.onnx").read_bytes()
+    request = BuildRequest(kind, (Profile(1, 1, 1),), level=0)  # type: ignore[arg-type]
+
+    def build() -> None:
+        engine_from_onnx(content, request, name="digits", precision="fp16", inspect=False)
+
+    build()
+    before = open_cuda().memory_free_bytes()
+    for _ in range(10):
+        build()
+    assert before - open_cuda().memory_free_bytes() < GROWTH_BYTES

@@ -30,7 +30,7 @@ def model(images: np.ndarray) -> dict[str, np.ndarray]:
 
 def module(cuda: FakeCuda) -> Any:
     """A ``trt`` over a fake device."""
-    return SimpleNamespace(
+    return Module(
         __version__="11.4.0.1",
         ILogger=type("ILogger", (), {"ERROR": 1, "INTERNAL_ERROR": 0, "WARNING": 2}),
         IProfiler=type("IProfiler", (), {}),
@@ -39,6 +39,12 @@ def module(cuda: FakeCuda) -> Any:
         LayerInformationFormat=SimpleNamespace(JSON="json"),
         Runtime=lambda log: Runtime(cuda, log),
     )
+
+
+class Module(SimpleNamespace):
+    """As a module, a key of its own."""
+
+    __hash__ = object.__hash__
 
 
 class Runtime:

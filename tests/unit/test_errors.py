@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sepvit_deploy import errors
+from sepvit_deploy import errors, optional
 from sepvit_deploy.errors import CheckFailed, InputError, MissingDependency, OptionError, SepvitError
 from sepvit_deploy.export import OPSETS, require_options
 from sepvit_deploy.optional import require
@@ -142,3 +143,14 @@ def test_export_refuses_other_opsets_and_batches(opset: int, batch: int | None, 
     with pytest.raises(OptionError) as caught:
         require_options(opset, batch)
     assert str(caught.value) == text
+
+
+def test_a_child_finds_the_package_that_its_parent_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(optional.__file__).parents[1]
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    given = optional.child_environment(MORE="1")
+    assert (given["PYTHONPATH"], given["MORE"]) == (f"{root}{os.pathsep}/elsewhere", "1")
+    monkeypatch.delenv("PYTHONPATH")
+    assert optional.child_environment()["PYTHONPATH"] == str(root)
+    monkeypatch.setattr(optional, "__file__", "/python/site-packages/sepvit_deploy/optional.py")
+    assert "PYTHONPATH" not in optional.child_environment()  # there it would hide Python's own modules

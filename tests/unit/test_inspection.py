@@ -214,6 +214,12 @@ def test_the_kind_of_a_layer(kind: str, kernel: str, nodes: str, expected: str) 
         ("Int8 Half", None, "INT8"),
         ("Int8 Half Half", None, "INT8"),  # a residual is added behind the product
         ("Half Int8 Half", None, "FP16"),
+        ("Float Float Half Half Half", None, "FP16"),  # constants stand before the operands
+        ("Half Int8 Int8 Half", None, "INT8"),
+        ("Half Half", "cutlass3x_sm90_tensorop_s64x128x16gemm_f16_f16_f32_f16_f16_128x128x64", "FP16"),
+        ("Half Half", "sm90_tensorop_s64x128x32gemm_s8_s8_s32_f16_f16", "INT8"),
+        ("Float Half", "sm50_xmma_cublas_gemvx_f16f16_f32_f16", "FP16"),
+        ("Float Half", "cutlass_simt_sgemm_f32_f32_f32", "FP32"),
         ("Int32 Float Half", None, "FP32"),
         ("Int64 Int64", None, "INT64"),
         ("BFloat16 BFloat16", None, "BF16"),
@@ -389,6 +395,38 @@ def test_an_fp32_engine_computes_in_fp32_alone() -> None:
     layers = [layer("a", "gemm", types="Float Float"), layer("b", "gemm", types="Float Float", kernel=TF32_GEMM)]
     text = "the engine computes b in TF32; products: 1 in FP32, 1 in TF32; expected every product in FP32"
     refused(layers, "fp32", text)
+
+
+def test_an_int8_engine_has_every_product_in_int8_that_its_file_has() -> None:
+    nodes = [f"stage0.block0.mlp.{name}/MatMul" for name in ("fc1", "fc2", "fc3", "fc4", "fc5")]
+    layers = [layer(f"n{i}", "gemm", node, "Int8 Half") for i, node in enumerate(nodes)]
+    inspected(layers).require("int8", quantized=nodes)
+    inspected([*layers, layer("h", "gemm", "head/MatMul")]).require("int8", quantized=nodes)
+    half = [layer(f"n{i}", "gemm", node, "Int8 Half" if i == 4 else "Half Half") for i, node in enumerate(nodes)]
+    text = (
+        "the engine is not seen to compute stage0.block0.mlp.fc1/MatMul, stage0.block0.mlp.fc2/MatMul, "
+        "stage0.block0.mlp.fc3/MatMul and 1 more in INT8: 4 of the 5 products that its file has in INT8; "
+        "expected all of them in INT8"
+    )
+    refused(half, "int8", text, quantized=nodes)
+    nameless = [layer("n", "gemm", "", "Int8 Half")]
+    with pytest.raises(AuditFailed, match=r"is not seen to compute stage0\.block0\.mlp\.fc1/MatMul"):
+        inspected(nameless).require("int8", quantized=nodes)
+
+
+def test_where_no_tensor_has_a_type_the_weights_tell() -> None:
+    entry = layer("a", "CaskConvolution", "stage0.embed.proj/Conv", "what Half", Weights={"Type": "Half", "Count": 9})
+    (found,) = inspected([entry]).layers
+    assert found.precision == "FP16"
+    (found,) = inspected([entry | {"Weights": ["Half"]}]).layers
+    assert found.precision == "unknown"
+
+
+def test_metadata_apart_by_raw_control_characters() -> None:
+    text = written([layer("a", "gemm", "b/MatMul c/Add")])
+    raw = text.replace("\\u001f", "\x1f")
+    assert raw != text
+    assert inspect_engine(raw, {}).layers[0].nodes == ("b/MatMul", "c/Add")
 
 
 def test_names_alone_prove_nothing() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import weakref
 from collections.abc import Callable
 
 import numpy as np
@@ -121,6 +122,37 @@ def test_a_capture_that_fails_is_an_error(make: Make, cuda: FakeCuda) -> None:
             runner.run(images(8))
         assert cuda.captured is None
     assert not cuda.live
+
+
+def test_what_cannot_be_captured_is_an_error_before_it_is_tried(
+    make: Make, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake_tensorrt.Context, "is_stream_capturable", lambda self, stream: False, raising=False)
+    with make(cuda_graph=True) as runner:
+        runner.run(images(8))
+        with pytest.raises(DeviceError, match=r"t\.plan cannot be captured into a CUDA graph here"):
+            runner.run(images(8))
+    assert not cuda.live
+
+
+def test_graphs_end_before_the_contexts_that_they_hold_kernels_of(
+    make: Make, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contexts: list[weakref.ref[object]] = []
+    alive: list[bool] = []
+    destroy = cuda.destroy_graph
+
+    def destroyed(graph: int) -> None:
+        alive.extend(context() is not None for context in contexts)
+        destroy(graph)
+
+    monkeypatch.setattr(cuda, "destroy_graph", destroyed)
+    with make(cuda_graph=True) as runner:
+        for _ in range(2):
+            runner.run(images(8))
+        contexts += [weakref.ref(slot.context) for slot in runner._slots.values()]
+    assert alive == [True]
+    assert contexts[0]() is None
 
 
 def test_a_staged_batch_is_replayed_without_copies(make: Make, cuda: FakeCuda) -> None:

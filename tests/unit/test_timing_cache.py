@@ -200,3 +200,15 @@ def test_a_file_that_cannot_be_read_is_refused(path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("sepvit_deploy.timing_cache.MAX_BYTES", 5)
     with pytest.raises(InputError, match=r"^--timing-cache .* is larger than 0 MiB; expected a timing cache"):
         build(path, "a")
+
+
+@pytest.mark.parametrize("content", [b"damaged", b"9.3 old", f"{ELSEWHERE}\nconv".encode()])
+def test_a_cache_of_our_own_begins_afresh_where_it_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "cache"
+    path.write_bytes(content)
+    config = Config()
+    used = open_cache(config, path, afresh=True)
+    assert (path.exists(), used.known_bytes) == (False, None)
+    config.get_timing_cache().kernels.add("gemm")
+    assert save_cache(config, used) == (False, None)
+    assert path.read_bytes() == f"{HERE}\ngemm".encode()
