@@ -21,6 +21,7 @@ from sepvit_deploy.errors import OutputError, PassportError
 
 SCHEMA = 1
 LOCK_SECONDS = 10.0
+MAX_PASSPORT_BYTES = 1 << 26
 """Longest wait for another writer, who needs microseconds; a lock held longer is not one of this package."""
 _TOOLS = ("sepvit-deploy", "torch", "onnx", "onnxscript", "onnxsim", "onnxruntime", "numpy")
 
@@ -212,7 +213,9 @@ def read_passport(path: Path) -> Passport | None:
     try:
         if os.path.exists(location) and not os.path.isfile(location):
             raise ValueError("it is no regular file")
-        document = json.loads(location.read_text(encoding="utf-8"))
+        if os.path.exists(location) and os.stat(location).st_size > MAX_PASSPORT_BYTES:
+            raise ValueError(f"it is larger than {MAX_PASSPORT_BYTES >> 20} MiB")
+        document = json.loads(location.read_text(encoding="utf-8"), parse_constant=_no_number)
         if not isinstance(document, dict) or "schema" not in document:
             raise ValueError("it has no schema")
         if document.pop("schema") != SCHEMA:
@@ -234,6 +237,10 @@ def read_passport(path: Path) -> Passport | None:
     return passport
 
 
+def _no_number(text: str) -> float:
+    raise ValueError(f"it holds {text}, which is no number")
+
+
 def _passport(document: dict[str, Any]) -> Passport:
     """The record behind a passport's keys; ValueError or TypeError where they are not its keys or types."""
     names = {entry.name for entry in fields(Passport)}
@@ -243,7 +250,15 @@ def _passport(document: dict[str, Any]) -> Passport:
         if not isinstance(document[name], kind):
             raise TypeError(f"{name} is {document[name]!r}")
     for parent in document["parents"]:
-        seed = parent.get("seed") if isinstance(parent, dict) else None
+        if not isinstance(parent, dict):
+            raise TypeError(f"a parent is {parent!r:.60}")
+        for name in ("role", "name", "sha256"):
+            value = parent.get(name)
+            if not isinstance(value, str) and not (name == "sha256" and value is None):
+                raise TypeError(f"{name} of a parent is {value!r:.60}")
+        if not isinstance(parent.get("ema", False), bool):
+            raise TypeError(f"ema of a parent is {parent['ema']!r:.60}")
+        seed = parent.get("seed")
         if seed is not None and (type(seed) is not int or not 0 <= seed < 2**63):
             raise ValueError(f"seed is {seed!r}")
     return Passport(**{**document, "parents": tuple(Parent(**parent) for parent in document["parents"])})

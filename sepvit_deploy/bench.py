@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sepvit_deploy import gpu
 from sepvit_deploy.errors import OptionError
 
 if TYPE_CHECKING:
@@ -57,17 +58,18 @@ class Point:
         return 1000 * self.batch / self.p50_ms
 
 
-def conditions(threads: int | None) -> dict[str, object]:
-    """What the figures depend on: processor, cores, load, threads."""
+def conditions(threads: int | None, *, on_gpu: bool = False) -> dict[str, object]:
+    """What the figures depend on: processor, cores, load, threads; and the GPU, where something runs there."""
     import platform
 
     model = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             model = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), model)
+    devices = gpu.devices() if on_gpu else ()
     return {
-        "boundary": "end to end on the CPU, input and output in host memory",
-        "device": model,
+        "boundary": f"end to end{'' if on_gpu else ' on the CPU'}, input and output in host memory",
+        "device": " and ".join([*(device.name for device in devices[:1]), model]),
         "cores": os.cpu_count(),
         "threads": threads or "the runtime's choice",
         "load_1min": round(os.getloadavg()[0], 2),

@@ -190,7 +190,6 @@ class PlanDiagnosis:
         obstacles: why it does not load here; () where nothing speaks against it.
         differences: in what this GPU is not the one of the build, though it loads.
         triton: the image of Triton that carries its TensorRT, or why none is named.
-        facts: None of a plan that is trusted without a passport; then chain is () and precision empty.
         chain: what it was made from, the ONNX file first and the weights last.
     """
 
@@ -199,7 +198,7 @@ class PlanDiagnosis:
     differences: tuple[str, ...]
     triton: str
     precision: str
-    facts: EngineFacts | None
+    facts: EngineFacts
     chain: tuple[Parent, ...]
 
     @property
@@ -209,25 +208,22 @@ class PlanDiagnosis:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON."""
-        return asdict(self) | {"loads": self.loads, "facts": self.facts.to_dict() if self.facts else None}
+        return asdict(self) | {"loads": self.loads, "facts": self.facts.to_dict()}
 
 
-def diagnose_plan(path: Path, *, trust: bool = False, machine: Here | None = None) -> PlanDiagnosis:
+def diagnose_plan(path: Path, *, machine: Here | None = None) -> PlanDiagnosis:
     """Say whether a plan will load on a machine, from its passport alone.
 
     Args:
-        trust: take a plan whose passport is missing or of another plan; nothing can be said of it.
         machine: this one by default.
 
     Raises:
         PlanError: it is no plan.
-        PassportError: its passport is missing, of another plan, or was edited; unless it is trusted.
+        PassportError: its passport is missing, of another plan, or was edited.
     """
-    plan = plans.read_plan(path, trust=trust)
+    plan = plans.read_plan(path)
     machine = machine or plans.here()
-    if plan.facts is None or plan.passport is None:
-        unknown = Obstacle("nothing is known of this plan", "its passport", "build it again; --trust loads it to try")
-        return PlanDiagnosis(str(path), (unknown,), (), "unknown: no passport", "", None, ())
+    assert plan.facts is not None and plan.passport is not None
     chain = sorted(plan.passport.parents, key=lambda parent: parent.role == "weights")
     return PlanDiagnosis(
         path=str(path),

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -30,7 +31,7 @@ MAGIC: dict[bytes, Builder] = {b"ftrt": "tensorrt", b"vtrt": "rtx"}
 passport proves may begin otherwise."""
 RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 """What TensorRT-RTX 1.7 builds for where nothing is asked for: members of its ComputeCapability."""
-MAX_BYTES = 1 << 34
+MAX_BYTES = 1 << 32
 PROBE_SECONDS = 300.0
 CHILD = (sys.executable, "-P", "-m", "sepvit_deploy.plan_probe")
 
@@ -41,6 +42,7 @@ class Plan:
 
     Attributes:
         passport, facts: None of a plan that is trusted without them.
+        doubt: why those were not taken; empty where they were.
     """
 
     path: Path
@@ -49,6 +51,7 @@ class Plan:
     builder: Builder
     passport: Passport | None
     facts: EngineFacts | None
+    doubt: str = ""
 
 
 def write_plan(path: Path, content: bytes, passport: Passport) -> Passport:
@@ -85,12 +88,12 @@ def read_plan(path: Path, *, trust: bool = False) -> Plan:
             )
         facts = _facts(path, passport, digest, looks_like)
     except PassportError as error:
-        if looks_like is None and (trust or not artifact.passport_path(path).exists()):
+        if looks_like is None and (trust or not os.path.exists(artifact.passport_path(path))):
             expected = "a plan as sepvit-deploy build writes it"
             raise PlanError(f"{path} is no TensorRT plan", expected=expected) from error
         if looks_like is None or not trust:
             raise
-        return Plan(path, content, digest, looks_like, None, None)
+        return Plan(path, content, digest, looks_like, None, None, error.found)
     return Plan(path, content, digest, facts.builder, passport, facts)
 
 
@@ -106,15 +109,15 @@ def _content(path: Path) -> bytes:
         if os.path.exists(path) and not os.path.isfile(path):
             raise PlanError(f"{path} is {'a folder' if os.path.isdir(path) else 'no regular file'}", expected="a plan")
         with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
+            if os.fstat(file.fileno()).st_size > MAX_BYTES:
+                raise PlanError(f"{path} is larger than {MAX_BYTES >> 30} GiB", expected="a plan")
+            content = file.read(MAX_BYTES)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise PlanError(
             f"{path} does not exist", expected="a plan", hint="type: sepvit-deploy build FILE.onnx"
         ) from error
     except OSError as error:
         raise PlanError(f"{path} cannot be read ({error.strerror})", expected="a plan") from error
-    if len(content) > MAX_BYTES:
-        raise PlanError(f"{path} is larger than 16 GiB", expected="a plan")
     return content
 
 
@@ -125,12 +128,12 @@ def _facts(path: Path, passport: Passport, digest: str, looks_like: Builder | No
     if passport.sha256 != digest:  # it changed between two reads
         raise PassportError(f"{path} changed while it was read", hint="type the command again")
     if passport.stage != "build" or "engine" not in passport.facts:
-        raise PassportError(f"{location} is the passport of a {passport.stage}", expected="of a build", hint=hint)
+        raise PassportError(f"{location} is of stage {passport.stage:.40}", expected="build", hint=hint)
     if passport.facts.get("seal") != _seal(passport, digest):
         raise PassportError(f"{location} was edited after the build: its seal is broken", hint=hint)
     try:
         facts = EngineFacts.from_dict(passport.facts["engine"])
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise PassportError(f"{location} is no passport of an engine ({error})", hint=hint) from error
     if looks_like not in (None, facts.builder):
         raise PassportError(
@@ -209,7 +212,7 @@ def _version_obstacle(facts: EngineFacts, machine: Here) -> Obstacle | None:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".")[:3] if part.isdigit()) or (0,)
+    return tuple(int(part) for part in version.split(".")[:3] if re.fullmatch("[0-9]{1,9}", part)) or (0,)
 
 
 def _release(version: str) -> str:

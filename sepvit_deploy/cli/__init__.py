@@ -66,6 +66,5 @@ def _drop_stdout() -> None:
 
 
 def _fail(message: str, code: int) -> int:
-    if sys.stderr is not None:
-        print(f"error: {show.as_text(message)}", file=sys.stderr)
+    show.tell(f"error: {show.as_text(message)}")
     return code

@@ -72,6 +72,11 @@ def require_other(output: Path, *inputs: Path | None) -> None:
     Raises:
         OptionError: one would.
     """
+    for path in filter(None, inputs):
+        if not path.name:
+            raise OptionError(f"{path} is a folder", expected="a file")
+    if not output.name:
+        raise OptionError(f"the output is {str(output)!r}", expected="a file to write")
     taken = {os.path.realpath(place) for path in inputs if path for place in (path, passport_path(path))}
     for place in (output, passport_path(output)):
         if os.path.realpath(place) in taken:

@@ -9,6 +9,7 @@ import typer
 
 from sepvit_deploy.cli import engines, show
 from sepvit_deploy.cli.app import JsonOption, OnnxArgument, app, require_other
+from sepvit_deploy.errors import OptionError
 
 
 @app.command()
@@ -76,6 +77,8 @@ def build(
 
     output = output or Path(f"{file.stem}.plan")
     require_other(output, file)
+    if output.suffix not in pipeline.PLANS:  # every command knows a plan by its suffix
+        raise OptionError(f"--output {output}", expected=f"a name that ends in {' or '.join(pipeline.PLANS)}")
     if inspector is not None:
         require_other(inspector, file, output)
     with show.progress() as report:

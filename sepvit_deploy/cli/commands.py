@@ -201,7 +201,7 @@ def check(
                     file, out=out, samples=samples, noise_floor=noise_floor, report=report, warn=show.warn, **common
                 )
             else:
-                compared = pipeline.check(file, against=against, report=report, **common)
+                compared = pipeline.check(file, against=against, report=report, warn=show.warn, **common)
     except ParityFailed as error:  # outputs that cannot be compared at all
         if as_json:
             show.json_document({"passed": False, "reason": str(error)})
@@ -236,10 +236,10 @@ def predict(
     names = read_labels(labels) if labels else None
     with show.progress() as report:
         report("loading")
-        opened = pipeline.open_model(file, trust=trust)
+        opened = pipeline.open_model(file, trust=trust, warn=show.warn)
         preprocessing = opened.preprocessing
         if preprocessing is None:
-            show.warn(f"{file} has no passport: taking ImageNet's preprocessing at {CLASSIFY_SIZE} pixels")
+            show.warn(f"no passport says how {file} takes pictures: as ImageNet's, at {CLASSIFY_SIZE} pixels")
             preprocessing = Preprocessing.for_task("classify", (CLASSIFY_SIZE, CLASSIFY_SIZE))
         if opened.untrained:
             show.warn("this file holds random weights: its answers mean nothing")
@@ -286,14 +286,15 @@ def bench(
     require_threads(threads)
     if not 0 <= seconds <= 3600:
         raise OptionError(f"--seconds {seconds}", expected="0 to 3600")
-    names = [Path(source).name for source in engine]
+    names = [source if source.startswith(pipeline.TORCH) else Path(source).name for source in engine]
     if len(set(names)) < len(names):
         names = engine
-    conditions = measure_conditions(threads)
+    on_gpu = provider != "cpu" or any(Path(source).suffix in pipeline.PLANS for source in engine)
+    conditions = measure_conditions(threads, on_gpu=on_gpu)
     how = pipeline.Running(provider=provider, threads=threads, fused=True, cuda=cuda, trust=trust)
     with show.progress() as report, contextlib.ExitStack() as stack:
         report("loading")
-        opened = [pipeline.open_model(source, trust=trust) for source in engine]
+        opened = [pipeline.open_model(source, trust=trust, warn=show.warn) for source in engine]
         runners = [
             stack.enter_context(model.running(how, name=name)) for model, name in zip(opened, names, strict=True)
         ]
@@ -311,14 +312,13 @@ def doctor(
         Path | None,
         typer.Argument(metavar="[PLAN]", help="A plan: will it load here, and why not.", show_default=False),
     ] = None,
-    trust: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show what this machine has and how to get what is missing; of a plan, whether it loads here (exit 1 if not)."""
     from sepvit_deploy.doctor import diagnose, diagnose_plan
 
     if plan is not None:
-        judged = diagnose_plan(plan, trust=trust)
+        judged = diagnose_plan(plan)
         if as_json:
             show.json_document(judged.to_dict())
         else:

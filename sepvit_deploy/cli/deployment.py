@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -56,4 +55,4 @@ def init(
     """Print a complete deployment spec, every key with its default: sepvit-deploy init t int8 > my.toml."""
     from sepvit_deploy.deployment import default_spec, spec_text
 
-    sys.stdout.write(spec_text(default_spec(variant, precision)))  # type: ignore[arg-type]
+    print(spec_text(default_spec(variant, precision)), end="")  # type: ignore[arg-type]

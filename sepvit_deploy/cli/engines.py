@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,8 @@ def engine(done: Engine) -> None:
     if done.inspection is not None:
         inspection(done.inspection)
     elif done.passport is not None:
-        say("not inspected and not run: that needs the GPU; there, type: sepvit-deploy check " + str(done.path))
+        again = f"sepvit-deploy check {shlex.quote(str(done.path))}"
+        say(f"not inspected and not run: that needs the GPU; there, type: {again}")
     if done.passport is not None:
         say(f"passport: {done.path}.json")
 
@@ -148,10 +150,9 @@ def climbed(found: Climbed) -> None:
 def diagnosis(found: PlanDiagnosis) -> None:
     """What a plan is, what it was made from, and whether it loads here."""
     facts = found.facts
-    if facts is not None:
-        say(f"{as_text(found.path)}: {found.precision.upper()}, {_made_by(facts)}")
-        say(f"{_batches(facts)}; {_products(facts)}")
-        say("made from " + ", ".join(map(_parent, found.chain)))
+    say(f"{as_text(found.path)}: {found.precision.upper()}, {_made_by(facts)}")
+    say(f"{_batches(facts)}; {_products(facts)}")
+    say("made from " + ", ".join(map(_parent, found.chain)))
     say(f"Triton image: {found.triton}")
     for difference in found.differences:
         say(f"not as where it was built: {as_text(difference)}")

@@ -33,8 +33,14 @@ MOST_TENSORS = 16
 
 def warn(message: str) -> None:
     """One line on stderr."""
+    tell(f"warning: {as_text(message)}")
+
+
+def tell(line: str) -> None:
+    """A line on stderr, where anybody listens: what nobody hears is no reason to stop the work."""
     if sys.stderr is not None:
-        print(f"warning: {as_text(message)}", file=sys.stderr)
+        with contextlib.suppress(OSError):
+            print(line, file=sys.stderr, flush=True)
 
 
 def as_text(text: str) -> str:
@@ -68,7 +74,7 @@ class Bar:
 def progress() -> Iterator[Callable[[str], None]]:
     """Show the step under way: a bar on a terminal, a line each elsewhere."""
     if sys.stderr is None or not sys.stderr.isatty():
-        yield lambda step: print(f"{step} ...", file=sys.stderr, flush=True) if sys.stderr else None
+        yield lambda step: tell(f"{step} ...")
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
@@ -109,8 +115,8 @@ def console() -> Console:
 
 
 def say(text: str) -> None:
-    """A line of a result."""
-    console().print(text, soft_wrap=True)
+    """A line of a result, or several; what is in it moves no cursor."""
+    console().print("\n".join(map(as_text, text.split("\n"))), soft_wrap=True)
 
 
 def new_table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:

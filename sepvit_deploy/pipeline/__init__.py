@@ -7,10 +7,12 @@ from sepvit_deploy.pipeline.deploying import Deployed, Step, deploy, export_lowe
 from sepvit_deploy.pipeline.exporting import Exported, export
 from sepvit_deploy.pipeline.lowering import Lowered, calibrate, quantize, smooth
 from sepvit_deploy.pipeline.measuring import evaluate, sensitivity
-from sepvit_deploy.pipeline.models import open_model, open_plan
+from sepvit_deploy.pipeline.models import PLANS, TORCH, open_model, open_plan
 from sepvit_deploy.pipeline.opened import Opened, Running, open_onnx
 
 __all__ = [
+    "PLANS",
+    "TORCH",
     "Climbed",
     "Deployed",
     "Engine",

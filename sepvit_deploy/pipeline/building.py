@@ -6,7 +6,6 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -18,10 +17,8 @@ from sepvit_deploy.engine import Built, engine_from_onnx
 from sepvit_deploy.errors import AuditFailed, GraphError, OptionError, PlanError
 from sepvit_deploy.inspection import Inspection, inspect_engine
 from sepvit_deploy.network import kept_layers, products_of_graph
-from sepvit_deploy.pipeline.opened import OpenedOnnx, Report, open_onnx
+from sepvit_deploy.pipeline.opened import OpenedOnnx, Progress, Report, Warn, open_onnx
 
-Progress = Callable[[float], None]
-Warn = Callable[[str], None]
 PROFILE = Profile(1, 8, 32)
 """Of a file of any batch, where none is asked for: tuned for the paper's batch of 8."""
 
@@ -110,7 +107,7 @@ def build(
         request,
         name=path.name,
         precision=file.precision,
-        keep=tuple(passport.facts.get("keep", ())),
+        keep=file.keep,
         rest=passport.facts.get("rest"),
         dry_run=dry_run,
         afresh=is_ours,
@@ -170,9 +167,9 @@ def _inspection(
         return None
     if require is not None:
         assert file.passport is not None
-        facts = file.passport.facts
-        kept = sorted(kept_layers(file.graph, tuple(facts.get("keep", ()))))
-        allow = ["*"] if facts.get("rest") == "fp32" else kept  # around INT8, the file itself asks for FP32
+        kept = sorted(kept_layers(file.graph, file.keep))
+        # Around INT8, the file itself may ask for FP32.
+        allow = ["*"] if file.passport.facts.get("rest") == "fp32" else kept
         quantized = [product.name for product in products_of_graph(file.graph) if product.type == "INT8"]
         inspection.require(require, allow=allow, quantized=quantized, name=name)
     return inspection
@@ -196,8 +193,8 @@ def _users_timing_cache(version: str, warn: Warn) -> Path | None:
 
 def _fixed_batch(file: OpenedOnnx) -> int | None:
     """The batch that a graph was exported for; None where it takes any."""
-    dim = file.graph.graph.input[0].type.tensor_type.shape.dim[0]
-    return dim.dim_value if dim.HasField("dim_value") else None
+    dims = [value.type.tensor_type.shape.dim[:1] for value in file.graph.graph.input[:1]]
+    return next((dim.dim_value for first in dims for dim in first if dim.HasField("dim_value")), None)
 
 
 def _source(passport: Passport) -> str:

@@ -14,7 +14,7 @@ from sepvit_deploy.images import image_files, load_batch
 from sepvit_deploy.optional import require
 from sepvit_deploy.parity import Parity, Tolerance
 from sepvit_deploy.pipeline.models import open_model
-from sepvit_deploy.pipeline.opened import Opened, OpenedOnnx, Report, Running, present_taps
+from sepvit_deploy.pipeline.opened import Opened, OpenedOnnx, Report, Running, Warn, present_taps
 from sepvit_deploy.runners.batches import InBatches
 from sepvit_deploy.spec import ModelSpec
 
@@ -58,6 +58,7 @@ def check(
     images: Path | None = None,
     how: Running = Running(),  # noqa: B008 - frozen
     report: Report = lambda step: None,
+    warn: Warn = lambda text: None,
 ) -> Parity:
     """Compare an ONNX file with its reference in torch, or a model in any form with one in another.
 
@@ -75,11 +76,11 @@ def check(
     """
     if against is not None and (weights is not None or ema):
         raise OptionError("--against together with --weights or --ema", expected="one of them")
-    file = open_model(source, trust=how.trust)
+    file = open_model(source, trust=how.trust, warn=warn)
     passport, spec = file.passport, file.spec
     with contextlib.ExitStack() as stack:
         if against is not None:
-            other = open_model(against, trust=how.trust)
+            other = open_model(against, trust=how.trust, warn=warn)
             candidate = stack.enter_context(file.running(how, taps=True))
             reference = stack.enter_context(other.running(how, taps=True))
             batches, images_used = _batches(candidate, file, images)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +19,10 @@ from sepvit_deploy.graph import OUTPUT_SUFFIX, with_outputs
 from sepvit_deploy.image_sets import image_set
 from sepvit_deploy.images import image_files, load_batch
 from sepvit_deploy.ladder import Climb, NoiseFloor, Rung
+from sepvit_deploy.pipeline.building import PROFILE
 from sepvit_deploy.pipeline.checking import IMAGES_AT_ONCE, PARITY_BATCHES, RANDOM, reference_of
-from sepvit_deploy.pipeline.lowering import Warn
-from sepvit_deploy.pipeline.models import PLANS, OpenedPlan, open_model
-from sepvit_deploy.pipeline.opened import Opened, OpenedOnnx, Report, Running, open_onnx, present_taps
+from sepvit_deploy.pipeline.models import PLANS, TORCH, OpenedPlan, open_model, open_plan
+from sepvit_deploy.pipeline.opened import Opened, OpenedOnnx, Report, Running, Warn, open_onnx, present_taps
 
 if TYPE_CHECKING:
     from sepvit_deploy.model.sepvit import SepViT, SepViTBackbone
@@ -66,7 +68,7 @@ class Climbed:
 
 def has_ladder(source: str | Path) -> bool:
     """True of what `climb` takes: a plan, or a spec."""
-    return Path(source).suffix in (*PLANS, ".toml")
+    return not str(source).startswith(TORCH) and Path(source).suffix in (*PLANS, ".toml")
 
 
 def climb(
@@ -104,12 +106,12 @@ def climb(
         file, left_out = _deployed(spec, path, out, how)
         tolerances: ParitySpec | None = spec.parity
         own = path.parent / spec.weights.file if spec.weights.file else None
-        weights = weights or (own if own and own.is_file() else None)
+        weights = weights or (own if own and os.path.isfile(own) else None)
         ema = ema or spec.weights.ema
         if left_out:
             warn(left_out)
     else:
-        file, left_out, tolerances = open_model(source, trust=how.trust), "", None
+        file, left_out, tolerances = open_model(source, trust=how.trust, warn=warn), "", None
     chain = _chain(file)
     tolerances = tolerances or ParitySpec.of(chain[-1].precision)
     model = reference_of(chain[0], weights, ema=ema, report=report)
@@ -138,30 +140,65 @@ def climb(
 
 
 def _deployed(spec: DeploymentSpec, path: Path, out: Path, how: Running) -> tuple[Opened, str]:
-    """The last file that `deploy` made of a spec and that runs here, and why it is not the engine."""
+    """The last file that `deploy` made of a spec and that runs here, and why it is not the engine.
+
+    Raises:
+        GraphError: there is none.
+        PassportError: a file is not what the spec describes, also one that does not run here.
+    """
     plan, lowered = out / f"{spec.name}.plan", out / f"{spec.name}.onnx"
-    left_out = f"there is no {plan}: the ladder ends at {lowered.name}"
-    file: Opened | None = None
-    if plan.is_file():
-        file = open_model(plan, trust=how.trust)
-        try:
-            with file.running(how):
-                left_out = ""
-        except (PlanError, MissingDependency) as error:
-            left_out = f"the ladder ends at {lowered.name}: {error}"
-            file = None
-    if file is None:
-        if not lowered.is_file():
-            raise GraphError(f"{lowered} is not there", hint=f"type: sepvit-deploy deploy {path} --out {out}")
-        file = open_onnx(lowered)
-    passport, found, _ = file.require_passport()
-    if found != spec.model or passport.facts.get("precision") != spec.precision.type:
-        raise PassportError(
-            f"{file.path} is {found.variant}, {found.task}, {passport.facts.get('precision')}",
-            expected=f"what {path} describes",
-            hint=f"type: sepvit-deploy deploy {path} --out {out}",
-        )
-    return file, left_out
+    again = f"type: sepvit-deploy deploy {shlex.quote(str(path))} --out {shlex.quote(str(out))}"
+    if not os.path.isfile(lowered):
+        raise GraphError(f"{lowered} is not there", hint=again)
+    file = open_onnx(lowered)
+    if differing := _differences(spec, file):
+        raise PassportError(f"{lowered} has {', '.join(differing)}", expected=f"what {path} describes", hint=again)
+    if not os.path.isfile(plan):
+        return file, f"there is no {plan}: the ladder ends at {lowered.name}"
+    engine = open_plan(plan, trust=how.trust)
+    passport, _, _ = engine.require_passport()
+    facts = engine.plan.facts
+    assert facts is not None
+    if passport.parents[0].sha256 != file.sha256:
+        raise PassportError(f"{plan} was built from another {lowered.name}", expected="this one", hint=again)
+    if spec.engine.builder not in ("auto", facts.builder) or _request(facts) != _asked(spec, facts):
+        raise PassportError(f"{plan} was built otherwise", expected=f"as {path} says in engine", hint=again)
+    try:
+        with engine.running(how):
+            return engine, ""
+    except (PlanError, MissingDependency) as error:
+        return file, f"the ladder ends at {lowered.name}: {error}"
+
+
+def _differences(spec: DeploymentSpec, file: OpenedOnnx) -> list[str]:
+    """In what a file is not what a spec describes, by the spec's keys."""
+    passport, model, preprocessing = file.require_passport()
+    said = passport.facts
+    described = {
+        "model": (model, spec.model),
+        "preprocessing": (preprocessing, spec.preprocessing),
+        "precision.type": (said.get("precision"), spec.precision.type),
+        "export.opset": (said.get("opset"), spec.export.opset),
+        "export.batch": (said.get("batch"), spec.export.batch or "dynamic"),
+    }
+    if spec.precision.type != "fp32":
+        described["precision.keep"] = (file.keep, spec.precision.keep)
+    if spec.precision.type == "int8":
+        described["precision.target"] = (said.get("target"), spec.precision.target)
+        described["precision.attention"] = (said.get("attention"), spec.precision.attention)
+    if spec.weights.sha256:
+        described["weights.sha256"] = (passport.weights and passport.weights.sha256, spec.weights.sha256)
+    return [
+        f"{key} {found}" if isinstance(found, str | int) else f"another {key}"
+        for key, (found, wanted) in described.items()
+        if found != wanted
+    ]
+
+
+def _asked(spec: DeploymentSpec, facts: EngineFacts) -> BuildRequest:
+    """What a spec asks of the builder that built an engine."""
+    asked = spec.engine.request(facts.builder)
+    return replace(asked, profiles=asked.profiles or (() if facts.batch is not None else (PROFILE,)))
 
 
 def _chain(file: Opened) -> list[OpenedOnnx]:
@@ -182,7 +219,7 @@ def _chain(file: Opened) -> list[OpenedOnnx]:
         if parent is None or not parent.sha256 or Path(parent.name).name != parent.name:
             raise PassportError(f"the passport of {current.path} names no ONNX file", hint="make it again")
         path = current.path.parent / parent.name
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise PassportError(
                 f"{current.path.name} was made from {parent.name}, which is not beside it", expected=f"it at {path}"
             )
@@ -257,7 +294,10 @@ def _request(facts: EngineFacts) -> BuildRequest:
         profiles=facts.profiles,
         workspace_mb=facts.workspace_mb,
         level=facts.level,
+        compute_capabilities=facts.compute_capabilities,
+        version_compatible=facts.version_compatible,
         hardware_compatible=facts.hardware_compatible,
+        refittable=facts.refittable,
     )
 
 
@@ -287,7 +327,11 @@ def _engine(file: OpenedOnnx, graph: Any, request: BuildRequest, how: Running) -
     )
     assert built.plan is not None
     with TensorRtRunner(
-        built.plan, name=f"{file.path.name}, built here", builder=request.builder, cuda=open_cuda(how.cuda)
+        built.plan,
+        name=f"{file.path.name}, built here",
+        builder=request.builder,
+        cuda=open_cuda(how.cuda),
+        version_compatible=request.version_compatible,
     ) as runner:
         yield runner
 

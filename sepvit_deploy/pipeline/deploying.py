@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +19,14 @@ from sepvit_deploy.errors import (
     MissingDependency,
     OptionError,
     OutputError,
+    PassportError,
 )
 from sepvit_deploy.image_sets import image_set
 from sepvit_deploy.pipeline.building import build
 from sepvit_deploy.pipeline.exporting import Exported, export
-from sepvit_deploy.pipeline.lowering import Lowered, Progress, Warn, calibrate, quantize, smooth
+from sepvit_deploy.pipeline.lowering import Lowered, calibrate, quantize, smooth
 from sepvit_deploy.pipeline.measuring import agreement_on
-from sepvit_deploy.pipeline.opened import Report
+from sepvit_deploy.pipeline.opened import Progress, Report, Warn
 from sepvit_deploy.ranges import method_named
 
 
@@ -85,6 +87,7 @@ def deploy(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{out} cannot be made ({error.strerror})", expected="a folder for --out") from error
+    plan = out / f"{spec.name}.plan"
     with contextlib.suppress(OSError):
         _refused(out / f"{spec.name}.onnx").unlink()  # an earlier run's
     fp32 = out / f"{spec.name}{'' if precision == 'fp32' else '_fp32'}.onnx"
@@ -124,23 +127,38 @@ def deploy(
         steps.append(Step("precision", True, f"{path.name}, FP16{room}"))
     if path != fp32:
         steps.append(_accepted(spec, path, fp32, source, report, progress))
+    _take_away_stale(plan, path, warn)
     if spec.precision.target == "tensorrt":
-        plan, step = _engine(spec, path, out / f"{spec.name}.plan", report, build_progress, warn)
-        path = plan or path
+        step = _engine(spec, path, plan, report, build_progress, warn)
+        path = plan if step.done else path
         steps.append(step)
     return Deployed(spec.name, path, tuple(steps))
 
 
-def _engine(
-    spec: DeploymentSpec, path: Path, plan: Path, report: Report, progress: Progress, warn: Warn
-) -> tuple[Path | None, Step]:
+def _take_away_stale(plan: Path, path: Path, warn: Warn) -> None:
+    """Remove the plan of an earlier run that was not built from the file beside it, whose engine it would pass for."""
+    if not os.path.lexists(plan):
+        return
+    with contextlib.suppress(PassportError):
+        passport = artifact.read_passport(plan)
+        if passport is not None and passport.parents and passport.parents[0].sha256 == artifact.sha256(path):
+            return
+    try:
+        plan.unlink()
+        artifact.passport_path(plan).unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{plan}, of an earlier run, cannot be removed ({error.strerror})") from error
+    warn(f"{plan} was built from another {path.name}, and was removed")
+
+
+def _engine(spec: DeploymentSpec, path: Path, plan: Path, report: Report, progress: Progress, warn: Warn) -> Step:
     """The engine of the spec's file, where its builder works here."""
     wanted = spec.engine
     try:
         chosen, _ = builders.choose(wanted.builder, gpu=bool(gpu.devices()))
     except (MissingDependency, InputError) as error:
-        there = f"there, type: sepvit-deploy build {path.name} --builder {wanted.builder}"
-        return None, Step("engine", False, f"{error.found}; {there}")
+        hint = f"; {error.hint}" if isinstance(error, MissingDependency) and error.hint else ""
+        return Step("engine", False, f"{error.found}{hint}; where it is, type the same command")
     request = wanted.request(chosen)
     done = build(
         path,
@@ -157,7 +175,7 @@ def _engine(
         progress=progress,
         warn=warn,
     )
-    return plan, Step("engine", True, f"{plan.name}, {BUILDER_NAMES[chosen]} {done.facts.builder_version}")
+    return Step("engine", True, f"{plan.name}, {BUILDER_NAMES[chosen]} {done.facts.builder_version}")
 
 
 def export_lowered(
@@ -209,7 +227,7 @@ def export_lowered(
 
 
 def _require_weights(spec: DeploymentSpec, checkpoint: Path) -> None:
-    if not checkpoint.is_file():
+    if not os.path.isfile(checkpoint):
         raise CheckpointError(f"{checkpoint} is no file", expected="a checkpoint", hint="give it with --weights FILE")
     if spec.weights.sha256 and (found := artifact.sha256(checkpoint)) != spec.weights.sha256:
         raise CheckpointError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,7 +17,7 @@ from sepvit_deploy.image_sets import ImageSet, decoded, image_set
 from sepvit_deploy.lint import LintReport, lint
 from sepvit_deploy.parity import Parity
 from sepvit_deploy.pipeline.checking import PARITY_BATCHES, RANDOM, TOLERANCES, onnx_runner, parity_facts
-from sepvit_deploy.pipeline.opened import Opened, OpenedOnnx, Report, open_onnx
+from sepvit_deploy.pipeline.opened import Opened, OpenedOnnx, Progress, Report, Warn, open_onnx
 from sepvit_deploy.precision import Target, fp16_from_fp32, int8_from_fp32
 from sepvit_deploy.scales import ScaleTable, read_scales, write_scales
 from sepvit_deploy.smooth import channel_maxima
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
     from sepvit_deploy.runners.base import Array
 
-Progress = Callable[[float], None]
-"""Told the share done, 0 to 1."""
-Warn = Callable[[str], None]
 HEADROOM_IMAGES = 64
 """Head-room is a matter of the largest values: it needs fewer images than ranges do."""
 IMAGES_AT_ONCE = 4

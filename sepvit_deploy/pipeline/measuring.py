@@ -13,9 +13,9 @@ from sepvit_deploy.errors import OptionError, PassportError
 from sepvit_deploy.evaluate import Evaluation, Resume
 from sepvit_deploy.evaluate import evaluate as evaluate_runner
 from sepvit_deploy.image_sets import image_set, labelled
-from sepvit_deploy.pipeline.lowering import Progress, Warn, image_batches, table_for
+from sepvit_deploy.pipeline.lowering import image_batches, table_for
 from sepvit_deploy.pipeline.models import open_model
-from sepvit_deploy.pipeline.opened import Report, Running, open_onnx
+from sepvit_deploy.pipeline.opened import Progress, Report, Running, Warn, open_onnx
 from sepvit_deploy.placement import sites
 from sepvit_deploy.precision import int8_from_fp32
 from sepvit_deploy.sensitivity import Sensitivity, Target
@@ -51,9 +51,9 @@ def evaluate(
     Raises:
         InputError: a file, the images or the labels are unusable.
     """
-    file = open_model(model, trust=how.trust)
+    file = open_model(model, trust=how.trust, warn=warn)
     _, _, preprocessing = file.require_passport()
-    other = open_model(against, trust=how.trust) if against is not None else None
+    other = open_model(against, trust=how.trust, warn=warn) if against is not None else None
     if other is not None and other.preprocessing not in (None, preprocessing):
         raise PassportError(f"{against} prepares pictures in another way than {model}", expected="one preprocessing")
     names = (file.path.name, other.path.name if other else "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from sepvit_deploy import artifact, plans
 from sepvit_deploy.artifact import Parent, Passport
 from sepvit_deploy.errors import CheckpointError, OptionError, PassportError, PlanError
 from sepvit_deploy.optional import require
-from sepvit_deploy.pipeline.opened import Opened, Running, model_of, open_onnx
+from sepvit_deploy.pipeline.opened import Opened, Running, Warn, model_of, open_onnx
 from sepvit_deploy.plans import Plan
 from sepvit_deploy.spec import ModelSpec
 from sepvit_deploy.variants import CLASSIFY_SIZE
@@ -103,11 +104,12 @@ class OpenedTorch(Opened):
         )
 
 
-def open_model(source: str | Path, *, trust: bool = False) -> Opened:
+def open_model(source: str | Path, *, trust: bool = False, warn: Warn = lambda text: None) -> Opened:
     """Open what a command was given: ``FILE.onnx``, ``FILE.plan`` or ``torch:VARIANT[:WEIGHTS]``.
 
     Args:
         trust: take a plan whose passport is missing or does not fit.
+        warn: told why a plan is trusted without its passport.
 
     Raises:
         InputError: it is none of these, or unusable.
@@ -115,10 +117,10 @@ def open_model(source: str | Path, *, trust: bool = False) -> Opened:
     if str(source).startswith(TORCH):
         return _open_torch(str(source))
     path = Path(source)
-    return open_plan(path, trust=trust) if path.suffix in PLANS else open_onnx(path)
+    return open_plan(path, trust=trust, warn=warn) if path.suffix in PLANS else open_onnx(path)
 
 
-def open_plan(path: Path, *, trust: bool = False) -> OpenedPlan:
+def open_plan(path: Path, *, trust: bool = False, warn: Warn = lambda text: None) -> OpenedPlan:
     """Read a plan and its passport; nothing of it is run.
 
     Raises:
@@ -126,6 +128,8 @@ def open_plan(path: Path, *, trust: bool = False) -> OpenedPlan:
         PassportError: the passport is missing or of another plan, unless it is trusted.
     """
     plan = plans.read_plan(path, trust=trust)
+    if plan.doubt:
+        warn(f"{plan.doubt}: it is trusted, and nothing is known of it")
     return OpenedPlan(path, plan.passport, model_of(path, plan.passport), plan)
 
 
@@ -135,12 +139,14 @@ def _open_torch(source: str) -> OpenedTorch:
     from sepvit_deploy.model.checkpoint import load_checkpoint
     from sepvit_deploy.model.sepvit import build_model
 
-    variant, _, file = source.removeprefix(TORCH).partition(":")
+    variant, colon, file = source.removeprefix(TORCH).partition(":")
+    if colon and not file:  # as of a variable that is empty: not the same as no file
+        raise CheckpointError(f"{source} names no file", expected="torch:VARIANT[:WEIGHTS]")
     size = (CLASSIFY_SIZE, CLASSIFY_SIZE)
     spec = ModelSpec(variant, "classify", size, 1000)
     if file:
         weights = Path(file)
-        if not weights.is_file():
+        if not os.path.isfile(weights):
             raise CheckpointError(f"{weights} is no file", expected="torch:VARIANT[:WEIGHTS]")
         model = load_checkpoint(weights, variant)
         spec = ModelSpec(variant, "classify", size, model.num_classes)

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 Report = Callable[[str], None]
 """Told the name of each step as it begins."""
+Progress = Callable[[float], None]
+"""Told the share done of the step under way, 0 to 1."""
+Warn = Callable[[str], None]
+"""Told what a user should know and is no error."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,18 @@ class Opened(ABC):
                 f"{artifact.passport_path(self.path)} says precision {found!r}", expected="fp32, fp16 or int8"
             )
         return found
+
+    @property
+    def keep(self) -> tuple[str, ...]:
+        """Patterns of the layers that were left out of its precision.
+
+        Raises:
+            PassportError: the passport holds something else.
+        """
+        found = self.passport.facts.get("keep", []) if self.passport else []
+        if not isinstance(found, list) or not all(isinstance(pattern, str) for pattern in found):
+            raise PassportError(f"{artifact.passport_path(self.path)} has keep {found!r:.60}", expected="patterns")
+        return tuple(found)
 
     @cached_property
     def sha256(self) -> str:

@@ -111,9 +111,6 @@ def test_a_plan_cut_in_half_or_of_another_name(copy: Path) -> None:
         complaint(call(*command), "fp16.plan.json is the passport of another fp16.plan", "build it again")
     shutil.copy(copy / "fp32.plan", plan)
     complaint(call("doctor", plan), "the passport of another fp16.plan")
-    trusted = call("doctor", plan, "--trust")
-    assert trusted.code == 1
-    assert "nothing is known of this plan" in trusted.out
 
 
 def test_a_passport_edited_by_hand(copy: Path) -> None:
@@ -144,6 +141,10 @@ def test_a_passport_edited_by_hand(copy: Path) -> None:
         (("--require", "fp16", "FP16"), ("--require fp16 without a GPU", "only there its layers are seen")),
         (("--require", "fp16", "FP16", "--dry-run"), ("--require fp16 with --dry-run",)),
         (("--output", "absent/x.plan"), ("the folder absent does not exist",)),
+        (("--output", "."), ("the output is '.'; expected a file to write",)),
+        (("--output", ""), ("the output is '.'",)),
+        (("--output", "x.onnx"), ("--output x.onnx; expected a name that ends in .plan or .engine",)),
+        (("--output", "-"), ("--output -; expected a name that ends in .plan",)),
         (("--inspector", "told.json"), ("--inspector without a GPU",)),
         (("--inspector", "lite.plan.json"), ("lite.plan.json would overwrite",)),
     ],
@@ -173,6 +174,63 @@ def test_a_file_that_is_not_what_its_passport_says(files: Path, tmp_path: Path) 
     path = certified(files / "lite_fp16.onnx", Path(shutil.copy(files / "lite.onnx", tmp_path / "claims_fp16.onnx")))
     done = call("build", path, *RTX, "--output", tmp_path / "x.plan")
     complaint(done, "claims_fp16.onnx is an FP16 file with 93 of 93 products in another type", code=1)
+
+
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (("build", ".", *RTX), ". is a folder"),
+        (("build", "", *RTX), ". is a folder"),
+        (("predict", f"torch:lite:{LONG}", "x.jpg"), "is no file; expected torch:VARIANT[:WEIGHTS]"),
+        (("predict", "torch:lite:", "x.jpg"), "torch:lite: names no file; expected torch:VARIANT[:WEIGHTS]"),
+        (("check", "torch:lite:x.toml", "--against", "x.onnx"), "x.toml is no file; expected torch:VARIANT"),
+        (("check", "models/sepvit_t_fp16.toml", "--out", LONG), "is not there; type: sepvit-deploy deploy"),
+        (("deploy", "models/sepvit_t_fp16.toml", "--weights", LONG), "is no file; expected a checkpoint"),
+        (("doctor", "x" * 250 + ".plan"), "does not exist"),
+    ],
+)
+def test_names_of_nothing(command: tuple[str, ...], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])
+    complaint(call(*command), words)
+
+
+def test_a_name_moves_no_cursor(files: Path, tmp_path: Path) -> None:
+    source = tmp_path / "\x1b[31mred.onnx"
+    shutil.copy(files / "lite.onnx", source)
+    certified(files / "lite.onnx", source)
+    done = call("build", source, *RTX, "--dry-run", "--output", tmp_path / "\x1b[31mred.plan")
+    assert done.code == 0, done
+    assert "\x1b" not in done.out + done.err
+    assert "\\x1b[31mred.plan would be built" in done.out
+
+
+def test_passports_of_files_that_say_nonsense(files: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copy(files / "lite_fp16.onnx", tmp_path / "x.onnx"))
+    facts = json.loads(passport_path(files / "lite_fp16.onnx").read_text(encoding="utf-8"))["facts"]
+    for keep in (5, None, [5]):
+        certified(files / "lite_fp16.onnx", path, facts=facts | {"keep": keep})
+        complaint(call("build", path, *RTX), "x.onnx.json has keep")
+    certified(files / "lite_fp16.onnx", path, facts=facts | {"opset": float("nan")})
+    complaint(call("build", path, *RTX), "x.onnx.json is no passport (it holds NaN, which is no number)")
+    for parent in ({"role": "onnx", "name": 5}, {"role": "onnx", "name": "a", "sha256": 7}, 5):
+        certified(files / "lite_fp16.onnx", path, parents=[parent])
+        complaint(call("build", path, *RTX), "x.onnx.json is no passport")
+    inputs = changed(files / "lite_fp16.onnx", tmp_path / "y.onnx", lambda model: model.graph.ClearField("input"))
+    complaint(call("build", inputs, *RTX), "y.onnx")
+    assert left_over(tmp_path) == ["x.onnx", "x.onnx.json", "y.onnx", "y.onnx.json"]
+
+
+def test_a_build_goes_on_where_nobody_listens(files: Path, tmp_path: Path) -> None:
+    command = [*PROGRAM, "build", str(files / "lite_fp16.onnx"), *RTX, "--level", "0", "--output", "x.plan"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command, cwd=tmp_path, stderr=full, stdout=subprocess.DEVNULL, env=environment(), check=False
+        )
+    assert done.returncode == 0
+    assert left_over(tmp_path) == ["x.plan", "x.plan.json"]
 
 
 def test_one_product_in_fp32_is_found_by_name(files: Path, tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ from sepvit_deploy.runners.base import Runner
 from sepvit_deploy.runners.onnxruntime import OnnxRuntimeRunner
 from tests.cpu.commands import PHOTO, call, certified, changed, complaint, shift
 
+ENGINE = 'builder = "rtx"\nprofiles = ["1,4,8"]'
+
 
 @pytest.fixture(scope="module")
 def deployed(exported: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -30,7 +32,8 @@ def deployed(exported: Callable[..., Path], tmp_path_factory: pytest.TempPathFac
     for path in (source, Path(f"{source}.json")):
         shutil.copy(path, folder / path.name.replace(source.stem, "fp32"))
     certified(source, folder / "fp32.onnx")
-    (folder / "spec.toml").write_text(call("init", "lite", "fp16").out, encoding="utf-8")
+    spec = call("init", "lite", "fp16").out.replace('builder = "tensorrt"\nprofiles = []', ENGINE)
+    (folder / "spec.toml").write_text(spec, encoding="utf-8")
     done = call("quantize", folder / "fp32.onnx", "--precision", "fp16", "--output", folder / "sepvit_lite_fp16.onnx")
     assert done.code == 0, done
     return folder
@@ -93,7 +96,38 @@ def test_a_spec_that_was_not_deployed_or_is_another(copy: Path, tmp_path: Path) 
     complaint(call("check", copy / "spec.toml", "--out", tmp_path), "is not there", "sepvit-deploy deploy")
     text = (copy / "spec.toml").read_text(encoding="utf-8")
     (copy / "spec.toml").write_text(text.replace("num_classes = 1000", "num_classes = 7"), encoding="utf-8")
-    complaint(call(*climb(copy)), "sepvit_lite_fp16.onnx is lite, classify, fp16; expected what")
+    complaint(call(*climb(copy)), "sepvit_lite_fp16.onnx has another model; expected what")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("opset = 20", "opset = 19", "has export.opset 20; expected what"),
+        ("batch = 0", "batch = 4", "has export.batch dynamic; expected what"),
+        ('sha256 = ""', f'sha256 = "{"0" * 64}"', "has another weights.sha256; expected what"),
+        ("resize_shorter = 256", "resize_shorter = 300", "has another preprocessing; expected what"),
+        ("keep = []", 'keep = ["head"]', "has another precision.keep; expected what"),
+        ("level = -1", "level = 3", "sepvit_lite_fp16.plan was built otherwise; expected as"),
+        ("1,4,8", "1,8,8", "sepvit_lite_fp16.plan was built otherwise; expected as"),
+        ('builder = "rtx"', 'builder = "tensorrt"', "sepvit_lite_fp16.plan was built otherwise; expected as"),
+    ],
+)
+def test_files_that_are_not_what_their_spec_describes(
+    old: str, new: str, words: str, engine: Callable[[float], Path], copy: Path
+) -> None:
+    del engine  # only that it was built
+    text = (copy / "spec.toml").read_text(encoding="utf-8")
+    if "export.batch" in words:
+        text = text.replace('["1,4,8"]', "[]")  # a fixed batch has no profiles
+    (copy / "spec.toml").write_text(text.replace(old, new), encoding="utf-8")
+    complaint(call(*climb(copy)), words, "sepvit-deploy deploy")
+
+
+def test_a_plan_of_another_file_is_found_without_a_gpu(engine: Callable[[float], Path], copy: Path) -> None:
+    del engine
+    path = copy / "sepvit_lite_fp16.onnx"
+    changed(path, path, lambda model: setattr(model, "producer_name", "another"))
+    complaint(call(*climb(copy)), "sepvit_lite_fp16.plan was built from another sepvit_lite_fp16.onnx; expected this")
 
 
 def test_options_of_a_climb_alone(deployed: Path) -> None:

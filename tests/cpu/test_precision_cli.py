@@ -885,6 +885,16 @@ def test_deploy_goes_on_to_the_engine_where_its_builder_works(checkpoint: Path, 
     assert climbed.code == 0, climbed.err
     assert "the ladder ends at mine.onnx: " in climbed.err
     assert "mine.plan: no NVIDIA GPU is seen here" in climbed.err
+    spec = replace(spec, engine=EngineSpec("tensorrt"), calibration=replace(spec.calibration, images=""))
+    last = call("deploy", spec_file(tmp_path, spec), "--out", out, "--json").document["steps"][-1]
+    assert not last["done"]
+    assert last["found"].endswith("and no NVIDIA GPU is seen here; where it is, type the same command")
+    assert (out / "mine.plan").exists()  # the file is the same, byte for byte
+    other = replace(spec, precision=replace(spec.precision, keep=("head",)))
+    done = call("deploy", spec_file(tmp_path, other), "--out", out)
+    assert done.code == 0, done.err
+    assert "mine.plan was built from another mine.onnx, and was removed" in done.err
+    assert left_over(out) == pair("mine.onnx", "mine_fp32.onnx")
 
 
 @pytest.mark.usefixtures("fast_export")
