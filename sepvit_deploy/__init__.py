@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sepvit_deploy.audit import Audit, audit
     from sepvit_deploy.bench import Point, bench
     from sepvit_deploy.building import Profile
-    from sepvit_deploy.deployment import DeploymentSpec, default_spec, read_spec
+    from sepvit_deploy.deployment import DeploymentSpec, default_spec
     from sepvit_deploy.doctor import Diagnosis, PlanDiagnosis, diagnose, diagnose_plan
     from sepvit_deploy.errors import (
         AcceptanceFailed,
@@ -82,6 +82,7 @@ if TYPE_CHECKING:
     from sepvit_deploy.sensitivity import Sensitivity
     from sepvit_deploy.simplify import simplify
     from sepvit_deploy.spec import ModelSpec, Preprocessing
+    from sepvit_deploy.spec_file import read_spec
     from sepvit_deploy.variants import VARIANTS, Variant
 
 __all__ = [
@@ -167,7 +168,7 @@ _PUBLIC = {
     "audit": "Audit audit",
     "bench": "Point bench",
     "building": "Profile",
-    "deployment": "DeploymentSpec default_spec read_spec",
+    "deployment": "DeploymentSpec default_spec",
     "doctor": "Diagnosis PlanDiagnosis diagnose diagnose_plan",
     "errors": "AcceptanceFailed AuditFailed BuildFailed CheckFailed CheckpointError DeviceError GraphError "
     "HeadroomFailed ImageError InputError MissingDependency OptionError OutputError ParityFailed PassportError "
@@ -191,6 +192,7 @@ _PUBLIC = {
     "sensitivity": "Sensitivity",
     "simplify": "simplify",
     "spec": "ModelSpec Preprocessing",
+    "spec_file": "read_spec",
     "variants": "VARIANTS Variant",
 }
 """Public names by the module that they come from."""

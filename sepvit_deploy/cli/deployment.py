@@ -27,7 +27,7 @@ def deploy(
 ) -> None:
     """Carry a spec out, from weights as far as this machine can go; exit 1 if it does not reach what it asks for."""
     from sepvit_deploy import pipeline
-    from sepvit_deploy.deployment import read_spec
+    from sepvit_deploy.spec_file import read_spec
 
     with show.progress() as report:
         done = pipeline.deploy(
@@ -53,6 +53,7 @@ def init(
     precision: Annotated[str, typer.Argument(help="fp32, fp16 or int8.", show_default=False)],
 ) -> None:
     """Print a complete deployment spec, every key with its default: sepvit-deploy init t int8 > my.toml."""
-    from sepvit_deploy.deployment import default_spec, spec_text
+    from sepvit_deploy.deployment import default_spec
+    from sepvit_deploy.spec_file import spec_text
 
     print(spec_text(default_spec(variant, precision)), end="")  # type: ignore[arg-type]

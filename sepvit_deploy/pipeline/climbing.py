@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sepvit_deploy import gpu, ladder, parity
 from sepvit_deploy.building import BuildRequest, EngineFacts
-from sepvit_deploy.deployment import DeploymentSpec, ParitySpec, read_spec
+from sepvit_deploy.deployment import ParitySpec
 from sepvit_deploy.engine import engine_from_onnx
-from sepvit_deploy.errors import GraphError, MissingDependency, OptionError, ParityFailed, PassportError, PlanError
+from sepvit_deploy.errors import OptionError, ParityFailed
 from sepvit_deploy.graph import OUTPUT_SUFFIX, with_outputs
 from sepvit_deploy.image_sets import image_set
 from sepvit_deploy.images import image_files, load_batch
 from sepvit_deploy.ladder import Climb, NoiseFloor, Rung
-from sepvit_deploy.pipeline.building import PROFILE
+from sepvit_deploy.pipeline import provenance
 from sepvit_deploy.pipeline.checking import IMAGES_AT_ONCE, PARITY_BATCHES, RANDOM, reference_of
-from sepvit_deploy.pipeline.models import PLANS, TORCH, OpenedPlan, open_model, open_plan
-from sepvit_deploy.pipeline.opened import Opened, OpenedOnnx, Report, Running, Warn, open_onnx, present_taps
+from sepvit_deploy.pipeline.models import PLANS, TORCH, OpenedPlan, open_model
+from sepvit_deploy.pipeline.opened import Opened, OpenedOnnx, Report, Running, Warn, present_taps
+from sepvit_deploy.spec_file import read_spec
 
 if TYPE_CHECKING:
     from sepvit_deploy.model.sepvit import SepViT, SepViTBackbone
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 SAMPLES = 64
 """Pictures that a climb takes by default: every form of the model runs on each, the slowest in torch on a CPU."""
-MOST_STEPS = 8
-"""Files between a plan and the export behind it; a longer chain of passports goes in a circle."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,7 @@ def climb(
         raise OptionError(found, expected="2 builds or more, on the GPU that they run on")
     if path.suffix == ".toml":
         spec = read_spec(path)
-        file, left_out = _deployed(spec, path, out, how)
+        file, left_out = provenance.deployed(spec, path, out, how)
         tolerances: ParitySpec | None = spec.parity
         own = path.parent / spec.weights.file if spec.weights.file else None
         weights = weights or (own if own and os.path.isfile(own) else None)
@@ -112,7 +110,7 @@ def climb(
             warn(left_out)
     else:
         file, left_out, tolerances = open_model(source, trust=how.trust, warn=warn), "", None
-    chain = _chain(file)
+    chain = provenance.chain(file)
     tolerances = tolerances or ParitySpec.of(chain[-1].precision)
     model = reference_of(chain[0], weights, ema=ema, report=report)
     with contextlib.ExitStack() as stack:
@@ -137,101 +135,6 @@ def climb(
         _, batches, used = _images(chain[0], images, samples)
         block = _first_block(chain[-1], file.plan.facts, batches, tolerances, how)
     return Climbed(climbed, block, left_out)
-
-
-def _deployed(spec: DeploymentSpec, path: Path, out: Path, how: Running) -> tuple[Opened, str]:
-    """The last file that `deploy` made of a spec and that runs here, and why it is not the engine.
-
-    Raises:
-        GraphError: there is none.
-        PassportError: a file is not what the spec describes, also one that does not run here.
-    """
-    plan, lowered = out / f"{spec.name}.plan", out / f"{spec.name}.onnx"
-    again = f"type: sepvit-deploy deploy {shlex.quote(str(path))} --out {shlex.quote(str(out))}"
-    if not os.path.isfile(lowered):
-        raise GraphError(f"{lowered} is not there", hint=again)
-    file = open_onnx(lowered)
-    if differing := _differences(spec, file):
-        raise PassportError(f"{lowered} has {', '.join(differing)}", expected=f"what {path} describes", hint=again)
-    if not os.path.isfile(plan):
-        return file, f"there is no {plan}: the ladder ends at {lowered.name}"
-    engine = open_plan(plan, trust=how.trust)
-    passport, _, _ = engine.require_passport()
-    facts = engine.plan.facts
-    assert facts is not None
-    if passport.parents[0].sha256 != file.sha256:
-        raise PassportError(f"{plan} was built from another {lowered.name}", expected="this one", hint=again)
-    if spec.engine.builder not in ("auto", facts.builder) or _request(facts) != _asked(spec, facts):
-        raise PassportError(f"{plan} was built otherwise", expected=f"as {path} says in engine", hint=again)
-    try:
-        with engine.running(how):
-            return engine, ""
-    except (PlanError, MissingDependency) as error:
-        return file, f"the ladder ends at {lowered.name}: {error}"
-
-
-def _differences(spec: DeploymentSpec, file: OpenedOnnx) -> list[str]:
-    """In what a file is not what a spec describes, by the spec's keys."""
-    passport, model, preprocessing = file.require_passport()
-    said = passport.facts
-    described = {
-        "model": (model, spec.model),
-        "preprocessing": (preprocessing, spec.preprocessing),
-        "precision.type": (said.get("precision"), spec.precision.type),
-        "export.opset": (said.get("opset"), spec.export.opset),
-        "export.batch": (said.get("batch"), spec.export.batch or "dynamic"),
-    }
-    if spec.precision.type != "fp32":
-        described["precision.keep"] = (file.keep, spec.precision.keep)
-    if spec.precision.type == "int8":
-        described["precision.target"] = (said.get("target"), spec.precision.target)
-        described["precision.attention"] = (said.get("attention"), spec.precision.attention)
-    if spec.weights.sha256:
-        described["weights.sha256"] = (passport.weights and passport.weights.sha256, spec.weights.sha256)
-    return [
-        f"{key} {found}" if isinstance(found, str | int) else f"another {key}"
-        for key, (found, wanted) in described.items()
-        if found != wanted
-    ]
-
-
-def _asked(spec: DeploymentSpec, facts: EngineFacts) -> BuildRequest:
-    """What a spec asks of the builder that built an engine."""
-    asked = spec.engine.request(facts.builder)
-    return replace(asked, profiles=asked.profiles or (() if facts.batch is not None else (PROFILE,)))
-
-
-def _chain(file: Opened) -> list[OpenedOnnx]:
-    """The ONNX files behind a file, from the export to the file itself or the one that its plan was built from.
-
-    Raises:
-        PassportError: one of them is not beside it, or is another than then.
-    """
-    chain: list[OpenedOnnx] = []
-    current = file
-    for _ in range(MOST_STEPS):
-        passport, _, _ = current.require_passport()
-        if isinstance(current, OpenedOnnx):
-            chain.insert(0, current)
-            if passport.stage == "export":
-                return chain
-        parent = next((parent for parent in passport.parents if parent.role == "onnx"), None)
-        if parent is None or not parent.sha256 or Path(parent.name).name != parent.name:
-            raise PassportError(f"the passport of {current.path} names no ONNX file", hint="make it again")
-        path = current.path.parent / parent.name
-        if not os.path.isfile(path):
-            raise PassportError(
-                f"{current.path.name} was made from {parent.name}, which is not beside it", expected=f"it at {path}"
-            )
-        opened = open_onnx(path)
-        if opened.sha256 != parent.sha256:
-            raise PassportError(
-                f"{path} is not what {current.path.name} was made from (SHA-256 {opened.sha256[:12]}...)",
-                expected=f"{parent.sha256[:12]}...",
-                hint="put that one back, or make the file again",
-            )
-        current = opened
-    raise PassportError(f"{file.path} has more than {MOST_STEPS} files behind it", expected="an export at the end")
 
 
 def _rungs(
@@ -287,27 +190,13 @@ def _images(file: OpenedOnnx, source: Path | None, samples: int | None) -> tuple
     return [str(path) for path in files], batches, f"{len(files)} pictures of {source.name}"
 
 
-def _request(facts: EngineFacts) -> BuildRequest:
-    """What builds the same engine again."""
-    return BuildRequest(
-        builder=facts.builder,
-        profiles=facts.profiles,
-        workspace_mb=facts.workspace_mb,
-        level=facts.level,
-        compute_capabilities=facts.compute_capabilities,
-        version_compatible=facts.version_compatible,
-        hardware_compatible=facts.hardware_compatible,
-        refittable=facts.refittable,
-    )
-
-
 def _noise(file: OpenedOnnx, engine: Opened, builds: int, batches: list[Array], how: Running) -> NoiseFloor:
     """How far builds of the FP32 file are apart here, each timed anew."""
     import numpy as np
 
     if not isinstance(engine, OpenedPlan) or engine.plan.facts is None:
         raise OptionError("--noise-floor without an engine that has a passport", expected="a plan to judge by it")
-    request = _request(engine.plan.facts)
+    request = provenance.request(engine.plan.facts)
     found = []
     for _ in range(builds):
         with _engine(file, file.graph, request, how) as runner:
@@ -358,7 +247,7 @@ def _first_block(
     assert file.spec is not None
     taps = present_taps(file.graph, file.spec)
     graph = with_outputs(file.graph, [tap.name for tap in taps])
-    with file.running(how, taps=True) as reference, _engine(file, graph, _request(facts), how) as runner:
+    with file.running(how, taps=True) as reference, _engine(file, graph, provenance.request(facts), how) as runner:
         compared = parity.compare(
             reference,
             _Tapped(runner, taps),

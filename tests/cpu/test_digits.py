@@ -15,10 +15,10 @@ import pytest
 
 from sepvit_deploy import pipeline
 from sepvit_deploy.artifact import sha256
-from sepvit_deploy.deployment import read_spec
 from sepvit_deploy.graph import load_graph
 from sepvit_deploy.image_sets import image_set
 from sepvit_deploy.scales import read_scales, weights_digest
+from sepvit_deploy.spec_file import read_spec
 from tests.repo.layers import ROOT
 
 CHECKPOINT = ROOT / "models" / "sepvit_lite_digits.safetensors"

@@ -23,8 +23,6 @@ from sepvit_deploy.deployment import (
     EngineSpec,
     WeightsSpec,
     default_spec,
-    read_spec,
-    spec_text,
 )
 from sepvit_deploy.graph import load_graph
 from sepvit_deploy.model.checkpoint import published_state_dict
@@ -32,6 +30,7 @@ from sepvit_deploy.model.sepvit import build_model
 from sepvit_deploy.pipeline import deploying, exporting, lowering
 from sepvit_deploy.plans import read_plan
 from sepvit_deploy.runners.onnxruntime import OnnxRuntimeRunner
+from sepvit_deploy.spec_file import read_spec, spec_text
 from tests.cpu.commands import PHOTO, Done, call, certified, changed, classifier, complaint, left_over, shift
 from tests.cpu.rtx import SKIP
 

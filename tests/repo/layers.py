@@ -21,6 +21,7 @@ ROWS: tuple[tuple[int, str], ...] = (
     (1, "spec likeness inspector"),
     (1, "artifact images labels building"),
     (1, "image_sets scales journal accuracy deployment"),
+    (1, "spec_file"),
     (1, "builders"),
     (2, "graph model"),
     (2, "placement half"),

@@ -24,7 +24,13 @@ def test_the_tables_are_of_every_version_claimed() -> None:
 
 def test_the_modules_that_deal_with_tensorrt_are_found() -> None:
     found = modules()
-    assert {"engine_worker.py", "runners/tensorrt.py", "plan_probe.py", "timing_cache.py", "network.py"} <= found.keys()
+    assert {
+        "engine_worker.py",
+        "runners/tensorrt_engine.py",
+        "plan_probe.py",
+        "timing_cache.py",
+        "network.py",
+    } <= found.keys()
     names = set().union(*map(used, found.values()))
     assert {
         "BuilderFlag.TF32",

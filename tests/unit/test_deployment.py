@@ -25,15 +25,13 @@ from sepvit_deploy.deployment import (
     Target,
     WeightsSpec,
     default_spec,
-    read_spec,
-    spec_from_dict,
-    spec_text,
 )
 from sepvit_deploy.errors import ImageError, OptionError
 from sepvit_deploy.image_sets import image_set
 from sepvit_deploy.likeness import FP16, FP32, INT8, Tolerance
 from sepvit_deploy.scales import read_scales
 from sepvit_deploy.spec import MAX_BATCH, ModelSpec, Preprocessing
+from sepvit_deploy.spec_file import read_spec, spec_from_dict, spec_text
 from sepvit_deploy.variants import VARIANTS
 
 ROOT = Path(__file__).parents[2]

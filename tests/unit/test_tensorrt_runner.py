@@ -100,7 +100,7 @@ def test_any_sequence_of_batches_is_computed_right(graph: bool, batches: list[in
 
 def test_the_profile_tuned_for_the_nearest_batch_runs(make: Make) -> None:
     with make() as runner:
-        chosen = {batch: runner._profile_for(batch) for batch in (1, 2, 5, 8, 9, 32)}
+        chosen = {batch: runner._loaded.profile_for(batch) for batch in (1, 2, 5, 8, 9, 32)}
     assert chosen == {1: 0, 2: 1, 5: 1, 8: 1, 9: 2, 32: 2}
 
 

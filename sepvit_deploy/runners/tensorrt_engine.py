@@ -1,0 +1,191 @@
+"""A deserialised engine of TensorRT or TensorRT-RTX: what it takes and gives, and contexts to run it in.
+
+It holds no memory of ours: `tensorrt` has the buffers. The device must be current for whatever is done here.
+Shapes: B batch.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sepvit_deploy import builders
+from sepvit_deploy.building import BUILDER_NAMES, Builder, Profile
+from sepvit_deploy.errors import DeviceError, InputError, PlanError
+
+
+class LoadedEngine:
+    """An engine by its tensors' names.
+
+    Args:
+        plan: the engine; it is code, and deserialising runs it: see `plans.read_plan`.
+        name: what errors call it.
+        version_compatible: the plan was built to load in other versions, and may run host code of its own.
+
+    Attributes:
+        input: name of the images; outputs: names of what it gives.
+        shape: of the images, -1 for a free batch.
+        profiles: the batches that it takes, in the order of the build.
+
+    Raises:
+        MissingDependency: the builder's runtime is not installed.
+        PlanError: the plan does not load, or is not of one float32 image input and float32 outputs.
+    """
+
+    def __init__(self, plan: bytes, *, name: str, builder: Builder, version_compatible: bool) -> None:
+        self._name = name
+        self._trt: Any = builders.load(builder)
+        self._log = _logger(self._trt)
+        self._log.errors.clear()
+        self._runtime = self._trt.Runtime(self._log)
+        if version_compatible:
+            self._runtime.engine_host_code_allowed = True
+        self._engine = self._runtime.deserialize_cuda_engine(plan)
+        if self._engine is None:
+            raise PlanError(
+                f"{BUILDER_NAMES[builder]} {self._trt.__version__} refuses {name}: {self._said}",
+                expected="a plan of this version and GPU",
+                hint="type: sepvit-deploy doctor PLAN",
+            )
+        try:
+            self.input, self.outputs, self.shape = self._tensors()
+            self.profiles = self._profiles()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def _said(self) -> str:
+        return self._log.errors[-1] if self._log.errors else "it does not say why"
+
+    def _tensors(self) -> tuple[str, tuple[str, ...], tuple[int, ...]]:
+        """Name of the input, names of the outputs, shape of the input with -1 for a free dimension."""
+        trt, engine = self._trt, self._engine
+        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+        inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+        outputs = tuple(name for name in names if name not in inputs)
+        other = [name for name in names if engine.get_tensor_dtype(name) != trt.DataType.FLOAT]
+        shape = tuple(engine.get_tensor_shape(inputs[0])) if len(inputs) == 1 else ()
+        if len(shape) != 4 or -1 in shape[1:] or other or not outputs:
+            said = ", ".join(
+                f"{name} {engine.get_tensor_dtype(name).name} {list(engine.get_tensor_shape(name))}" for name in names
+            )
+            raise PlanError(
+                f"{self._name} has the tensors {said or 'none'}",
+                expected="one float32 image input (B, 3, H, W) of a fixed size, and float32 outputs",
+            )
+        return inputs[0], outputs, shape
+
+    def _profiles(self) -> tuple[Profile, ...]:
+        if self.shape[0] != -1:
+            return (Profile(self.shape[0], self.shape[0], self.shape[0]),)
+        found = (
+            self._engine.get_tensor_profile_shape(self.input, index)
+            for index in range(self._engine.num_optimization_profiles)
+        )
+        return tuple(Profile(*(dims[0] for dims in shapes)) for shapes in found)
+
+    def profile_for(self, batch: int) -> int:
+        """The profile whose tuned batch is nearest among those that take ``batch``."""
+        fitting = [
+            (max(batch / p.optimum, p.optimum / batch), p.optimum, index)
+            for index, p in enumerate(self.profiles)
+            if p.minimum <= batch <= p.maximum
+        ]
+        if not fitting:
+            takes = " or ".join(f"{p.minimum} to {p.maximum}" for p in self.profiles)
+            raise InputError(
+                f"{self._name} was given a batch of {batch}",
+                expected=takes,
+                hint=f"build it with --profile 1,{batch},{batch}, or give another batch",
+            )
+        return min(fitting)[2]
+
+    def context(self, profile: int, batch: int, stream: int) -> Any:
+        """A new context at an input shape; DeviceError where there is no memory for it."""
+        context = self._engine.create_execution_context()
+        if context is None:
+            raise DeviceError(
+                f"{self._name} gets no context: {self._said}",
+                hint="free some of the device's memory, or build with a smaller profile",
+            )
+        if not context.set_optimization_profile_async(profile, stream):
+            raise DeviceError(f"{self._name} does not take its profile {profile}: {self._said}")
+        self.set_batch(context, batch)
+        return context
+
+    def set_batch(self, context: Any, batch: int) -> None:
+        """Give a context another input shape."""
+        if not context.set_input_shape(self.input, (batch, *self.shape[1:])):
+            raise DeviceError(f"{self._name} does not take a batch of {batch}: {self._said}")
+
+    def output_shapes(self, context: Any) -> dict[str, tuple[int, ...]]:
+        """Shape of each output at the context's input shape."""
+        return {name: tuple(context.get_tensor_shape(name)) for name in self.outputs}
+
+    def set_addresses(self, context: Any, addresses: Mapping[str, int]) -> None:
+        """Tell a context where on the device each tensor lies."""
+        for name, address in addresses.items():
+            if not context.set_tensor_address(name, address):
+                raise DeviceError(f"{self._name} does not take a buffer for {name}: {self._said}")
+
+    def execute(self, context: Any, stream: int) -> None:
+        """Put one run into a stream."""
+        if not context.execute_async_v3(stream):
+            raise DeviceError(f"{self._name} does not run: {self._said}", hint="type: sepvit-deploy doctor")
+
+    def require_capturable(self, context: Any, stream: int) -> None:
+        """Refuse a context whose run no CUDA graph may hold.
+
+        TensorRT-RTX alone can be asked: it may still compile kernels, or allocate.
+        """
+        if hasattr(context, "is_stream_capturable") and not context.is_stream_capturable(stream):
+            raise DeviceError(
+                f"{self._name} cannot be captured into a CUDA graph here", hint="run it without CUDA graphs"
+            )
+
+    def profile_layers(self, context: Any, report: Callable[[str, float], None]) -> None:
+        """Have each run of a context report its layers' milliseconds."""
+        context.profiler = _profiler(self._trt, report)
+
+    def inspector_json(self, context: Any) -> str:
+        """What the engine's inspector says of its layers, at the shapes that the context has."""
+        inspector = self._engine.create_engine_inspector()
+        inspector.execution_context = context  # without the shapes in it, tensors of a free batch have no type
+        return str(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
+
+    def close(self) -> None:
+        """Let the engine go, and then its runtime; contexts must be gone before."""
+        self._engine = None
+        self._runtime = None
+
+
+@functools.cache
+def _logger(trt: Any) -> Any:
+    """The `trt.ILogger` of a module, which keeps the errors: TensorRT takes one in a process, for good."""
+
+    class Log(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.errors: collections.deque[str] = collections.deque(maxlen=100)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                self.errors.append(" ".join(message.split()))
+
+    return Log()
+
+
+def _profiler(trt: Any, report: Callable[[str, float], None]) -> Any:
+    """A `trt.IProfiler` that passes each layer's milliseconds on."""
+
+    class Profiler(trt.IProfiler):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            report(layer_name, ms)
+
+    return Profiler()
