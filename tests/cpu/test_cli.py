@@ -722,7 +722,8 @@ def test_predict_with_a_foreign_classifier(foreign: Path, tmp_path: Path) -> Non
     assert done.code == 0
     (warning,) = (line for line in done.err.splitlines() if not line.endswith(" ..."))
     assert warning.startswith("warning: ")
-    assert "foreign.onnx has no passport" in warning
+    assert "no passport says how " in warning
+    assert "foreign.onnx takes pictures" in warning
     assert "[/red] [bold]:smile: \u00e9" in done.out
     document = call("predict", foreign, PHOTO, "--labels", labels, "--json").document
     assert [c["class"] for c in document["predictions"][0]["classes"]] == [2, 4, 3, 1, 0]
