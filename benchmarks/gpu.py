@@ -30,7 +30,7 @@ sys.path.append(str(Path(__file__).parents[1]))  # also where the package is not
 
 from sepvit_deploy import builders, gpu, pipeline
 from sepvit_deploy.artifact import tool_versions, written
-from sepvit_deploy.building import Profile
+from sepvit_deploy.deployment import EngineSpec
 from sepvit_deploy.errors import SepvitError
 from sepvit_deploy.inspection import Inspection
 from sepvit_deploy.optional import child_environment
@@ -171,9 +171,9 @@ def of_engine(path: Path, kind: str, expected: np.ndarray, images: dict[int, np.
     """What is known of an engine: built where it is not there yet, compared, and timed plain and as a CUDA graph."""
     first, largest = next(iter(images)), max(images)
     if not plan.exists():
-        profile = Profile(1, 8 if 8 in images else largest, largest)
+        engine = EngineSpec(kind, (f"1,{8 if 8 in images else largest},{largest}",))
         told = plan.with_suffix(".inspector.json")
-        pipeline.build(path, plan, builder=kind, profiles=(profile,), inspector=told)
+        pipeline.build(path, plan, engine=engine, inspector=told)
     opened = pipeline.open_plan(plan)
     facts = opened.plan.facts
     row: Row = {"build_s": facts.build_seconds, "plan_bytes": plan.stat().st_size, "version": facts.builder_version}

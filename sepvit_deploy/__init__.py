@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sepvit_deploy.audit import Audit, audit
     from sepvit_deploy.bench import Point, bench
     from sepvit_deploy.building import Profile
-    from sepvit_deploy.deployment import DeploymentSpec, default_spec
+    from sepvit_deploy.deployment import DeploymentSpec, EngineSpec, default_spec
     from sepvit_deploy.doctor import Diagnosis, PlanDiagnosis, diagnose, diagnose_plan
     from sepvit_deploy.errors import (
         AcceptanceFailed,
@@ -99,6 +99,7 @@ __all__ = [
     "DeviceError",
     "Diagnosis",
     "Engine",
+    "EngineSpec",
     "Evaluation",
     "Exported",
     "GraphError",
@@ -168,7 +169,7 @@ _PUBLIC = {
     "audit": "Audit audit",
     "bench": "Point bench",
     "building": "Profile",
-    "deployment": "DeploymentSpec default_spec",
+    "deployment": "DeploymentSpec EngineSpec default_spec",
     "doctor": "Diagnosis PlanDiagnosis diagnose diagnose_plan",
     "errors": "AcceptanceFailed AuditFailed BuildFailed CheckFailed CheckpointError DeviceError GraphError "
     "HeadroomFailed ImageError InputError MissingDependency OptionError OutputError ParityFailed PassportError "

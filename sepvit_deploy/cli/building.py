@@ -73,7 +73,7 @@ def build(
 ) -> None:
     """Build a TensorRT engine in the file's own precision, audited, with its passport; exit 1 if TensorRT refuses."""
     from sepvit_deploy import pipeline
-    from sepvit_deploy.building import Profile
+    from sepvit_deploy.deployment import EngineSpec
 
     output = output or Path(f"{file.stem}.plan")
     require_other(output, file)
@@ -81,19 +81,25 @@ def build(
         raise OptionError(f"--output {output}", expected=f"a name that ends in {' or '.join(pipeline.PLANS)}")
     if inspector is not None:
         require_other(inspector, file, output)
+    for option, given, least in (("--workspace-mb", workspace_mb, 1), ("--level", level, 0)):
+        if given is not None and given < least:  # in a spec, what is less leaves it to the builder
+            raise OptionError(f"{option} {given}", expected=f"{least} or more")
+    engine = EngineSpec(
+        builder=builder,
+        profiles=tuple(profile or ()),
+        workspace_mb=workspace_mb or 0,
+        level=-1 if level is None else level,
+        compute_capabilities=tuple(compute_capability or ()),
+        version_compatible=version_compatible,
+        hardware_compatible=hardware_compatible or "",
+        refittable=refittable,
+    )
     with show.progress() as report:
         done = pipeline.build(
             file,
             output,
-            builder=builder,
-            profiles=tuple(Profile.parse(text) for text in profile or ()),
-            workspace_mb=workspace_mb,
-            level=level,
+            engine=engine,
             timing_cache=timing_cache,
-            compute_capabilities=tuple(compute_capability or ()),
-            version_compatible=version_compatible,
-            hardware_compatible=hardware_compatible,
-            refittable=refittable,
             require=require,
             inspector=inspector,
             dry_run=dry_run,

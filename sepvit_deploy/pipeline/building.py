@@ -12,13 +12,15 @@ from typing import Literal
 
 from sepvit_deploy import artifact, builders, gpu, plans
 from sepvit_deploy.artifact import Parent, Passport
-from sepvit_deploy.building import BuildRequest, EngineFacts, Profile
+from sepvit_deploy.building import EngineFacts, Profile
+from sepvit_deploy.deployment import EngineSpec
 from sepvit_deploy.engine import Built, engine_from_onnx
 from sepvit_deploy.errors import AuditFailed, GraphError, OptionError, PlanError
 from sepvit_deploy.inspection import Inspection, inspect_engine
 from sepvit_deploy.network import kept_layers, products_of_graph
 from sepvit_deploy.pipeline.opened import OpenedOnnx, Progress, Report, Warn, open_onnx
 
+ANY_BUILDER = EngineSpec(builder="auto")
 PROFILE = Profile(1, 8, 32)
 """Of a file of any batch, where none is asked for: tuned for the paper's batch of 8."""
 
@@ -37,15 +39,8 @@ def build(
     path: Path,
     output: Path,
     *,
-    builder: Literal["tensorrt", "rtx", "auto"] = "auto",
-    profiles: tuple[Profile, ...] = (),
-    workspace_mb: int | None = None,
-    level: int | None = None,
+    engine: EngineSpec = ANY_BUILDER,
     timing_cache: Path | None = None,
-    compute_capabilities: tuple[str, ...] = (),
-    version_compatible: bool = False,
-    hardware_compatible: Literal["ampere+", "same-cc"] | None = None,
-    refittable: bool = False,
     require: Literal["fp16", "int8"] | None = None,
     inspector: Path | None = None,
     dry_run: bool = False,
@@ -57,8 +52,8 @@ def build(
 
     Args:
         output: the plan to write; an existing one is replaced only when everything succeeded.
-        builder: ``auto`` takes TensorRT where it and a GPU are there, else TensorRT-RTX.
-        profiles: batches to be ready for; `PROFILE` for a file of any batch.
+        engine: what is asked of the builder; profiles are `PROFILE` for a file of any batch, where it names none.
+        timing_cache: kernel timings that builds by TensorRT share; by default in the user's cache.
         require: fail unless the engine computes in this precision.
         inspector: a file for what TensorRT's inspector says of the layers, and for their times, as JSON.
         dry_run: stop before the build: parse, audit, and write nothing.
@@ -68,7 +63,8 @@ def build(
         MissingDependency: there is no builder that works here.
         AuditFailed, BuildFailed: TensorRT refuses the file, or does not have its precision; nothing is written.
     """
-    chosen, version = builders.choose(builder, gpu=bool(gpu.devices()))
+    chosen, version = builders.choose(engine.builder, gpu=bool(gpu.devices()))
+    request = replace(engine.request(chosen), timing_cache=timing_cache)
     file = open_onnx(path)
     passport, _, preprocessing = file.require_passport()
     if passport.facts.get("target") == "cpu":
@@ -84,20 +80,11 @@ def build(
             expected="a build on the GPU that the engine is for: only there its layers are seen",
             hint="leave it out: the parsed network is audited in any case",
         )
+    if not request.profiles and not _fixed_batch(file):
+        request = replace(request, profiles=(PROFILE,))
     is_ours = chosen == "tensorrt" and timing_cache is None
     if is_ours:
-        timing_cache = _users_timing_cache(version, warn)
-    request = BuildRequest(
-        builder=chosen,
-        profiles=profiles or (() if _fixed_batch(file) else (PROFILE,)),
-        workspace_mb=workspace_mb,
-        level=level,
-        timing_cache=timing_cache,
-        compute_capabilities=compute_capabilities,
-        version_compatible=version_compatible,
-        hardware_compatible=hardware_compatible,
-        refittable=refittable,
-    )
+        request = replace(request, timing_cache=_users_timing_cache(version, warn))
     if not dry_run:
         for place in filter(None, (output, inspector)):
             artifact.require_writable(place)

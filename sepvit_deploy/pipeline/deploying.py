@@ -153,29 +153,13 @@ def _take_away_stale(plan: Path, path: Path, warn: Warn) -> None:
 
 def _engine(spec: DeploymentSpec, path: Path, plan: Path, report: Report, progress: Progress, warn: Warn) -> Step:
     """The engine of the spec's file, where its builder works here."""
-    wanted = spec.engine
     try:
-        chosen, _ = builders.choose(wanted.builder, gpu=bool(gpu.devices()))
+        builder, _ = builders.choose(spec.engine.builder, gpu=bool(gpu.devices()))
     except (MissingDependency, InputError) as error:
         hint = f"; {error.hint}" if isinstance(error, MissingDependency) and error.hint else ""
         return Step("engine", False, f"{error.found}{hint}; where it is, type the same command")
-    request = wanted.request(chosen)
-    done = build(
-        path,
-        plan,
-        builder=chosen,
-        profiles=request.profiles,
-        workspace_mb=request.workspace_mb,
-        level=request.level,
-        compute_capabilities=request.compute_capabilities,
-        version_compatible=request.version_compatible,
-        hardware_compatible=request.hardware_compatible,
-        refittable=request.refittable,
-        report=report,
-        progress=progress,
-        warn=warn,
-    )
-    return Step("engine", True, f"{plan.name}, {BUILDER_NAMES[chosen]} {done.facts.builder_version}")
+    done = build(path, plan, engine=spec.engine, report=report, progress=progress, warn=warn)
+    return Step("engine", True, f"{plan.name}, {BUILDER_NAMES[builder]} {done.facts.builder_version}")
 
 
 def export_lowered(
