@@ -8,6 +8,7 @@ The commands run one after the other in an empty folder, beside this repository'
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -37,8 +38,9 @@ def main() -> None:
     results = Path(sys.argv[1])
     text = README.read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("benchmarks", "models", "calib"):
+        for name in ("benchmarks", "models"):
             Path(folder, name).symlink_to(ROOT / name)
+        shutil.copytree(ROOT / "calib", Path(folder, "calib"))  # its folder of pictures is beside it
         for name, title in SECTIONS.items():
             section = text[text.index(title) :]
             section = section[: section.index(f"<!-- {name}: begin -->")]
