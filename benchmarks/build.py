@@ -101,7 +101,8 @@ def markdown(document: dict) -> str:
         "|---|---|---|---:|---:|---:|---:|---:|---|",
     ]
     for one, three in zip(rows[::2], rows[1::2], strict=True):
-        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(one["matmuls"].items()))
+        named = {"FLOAT": "FP32", "HALF": "FP16"}
+        counts = ", ".join(f"{count} {named.get(kind, kind)}" for kind, count in sorted(one["matmuls"].items()))
         lines.append(
             f"| {one['variant']} | {one['task']} | {one['precision'].upper()} | {one['onnx_bytes'] / 1e6:.1f} | "
             f"{one['plan_bytes'] / 1e6:.1f} | {one['build_s']:.1f} | {three['plan_bytes'] / 1e6:.1f} | "

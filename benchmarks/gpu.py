@@ -74,7 +74,8 @@ def main() -> None:
     end = time.monotonic() + 60 * options.minutes
     for row in jobs(options.variants.split(",")):
         key = " ".join(row)
-        if key in rows and "error" not in rows[key]:
+        done = rows.get(key, {"error": "not tried"})
+        if "error" not in done and all(any(name.startswith(f"batch {n},") for name in done) for n in batches):
             continue
         left = end - time.monotonic()
         if left < 0:
@@ -170,7 +171,7 @@ def measured(variant: str, precision: str, kind: str, batches: list[int], work: 
 def of_engine(path: Path, kind: str, expected: np.ndarray, images: dict[int, np.ndarray], plan: Path) -> Row:
     """What is known of an engine: built where it is not there yet, compared, and timed plain and as a CUDA graph."""
     first, largest = next(iter(images)), max(images)
-    if not plan.exists():
+    if not fits(plan, kind, images):
         engine = EngineSpec(kind, (f"1,{8 if 8 in images else largest},{largest}",))
         told = plan.with_suffix(".inspector.json")
         pipeline.build(path, plan, engine=engine, inspector=told)
@@ -192,6 +193,18 @@ def of_engine(path: Path, kind: str, expected: np.ndarray, images: dict[int, np.
                 name = f"batch {batch}, {'CUDA graph' if graph else 'plain'}"
                 row[name] = timed(lambda runner=runner: runner.replay()[0])
     return row
+
+
+def fits(plan: Path, kind: str, images: dict[int, np.ndarray]) -> bool:
+    """True of a plan of an earlier run that this TensorRT loads and that takes these batches."""
+    try:
+        facts = pipeline.open_plan(plan).plan.facts
+    except SepvitError:
+        return False
+    takes = [(profile.minimum, profile.maximum) for profile in facts.profiles]
+    return facts.builder_version == builders.available()[kind] and all(
+        any(low <= batch <= high for low, high in takes) for batch in images
+    )
 
 
 def timed(once: Callable[[], float]) -> Row:

@@ -20,8 +20,8 @@ from typing import Any
 from sepvit_deploy.errors import OutputError, PassportError
 
 SCHEMA = 1
-LOCK_SECONDS = 10.0
 MAX_PASSPORT_BYTES = 1 << 26
+LOCK_SECONDS = 10.0
 """Longest wait for another writer, who needs microseconds; a lock held longer is not one of this package."""
 _TOOLS = ("sepvit-deploy", "torch", "onnx", "onnxscript", "onnxsim", "onnxruntime", "numpy")
 
@@ -53,7 +53,7 @@ def require_writable(path: Path) -> None:
 def _temporary_beside(path: Path) -> Iterator[Path]:
     """An empty file in the folder of ``path``, gone at the end; what the system refuses becomes an OutputError."""
     if os.path.isdir(path):
-        raise OutputError(f"{path} is a folder", expected="a file to write", hint=f"try --output {path / 'model.onnx'}")
+        raise OutputError(f"{path} is a folder", expected="a file to write", hint="name a file in it")
     if os.path.exists(path) and not os.path.isfile(path):
         raise OutputError(f"{path} is no regular file", expected="a file to write")
     temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
@@ -246,7 +246,7 @@ def _passport(document: dict[str, Any]) -> Passport:
     names = {entry.name for entry in fields(Passport)}
     if document.keys() != names:
         raise ValueError(f"unknown or missing keys: {', '.join(sorted(document.keys() ^ names))}")
-    for name, kind in (("parents", list), ("model", dict), ("facts", dict), ("sha256", str)):
+    for name, kind in (("stage", str), ("parents", list), ("model", dict), ("facts", dict), ("sha256", str)):
         if not isinstance(document[name], kind):
             raise TypeError(f"{name} is {document[name]!r}")
     for parent in document["parents"]:

@@ -59,7 +59,7 @@ def choose(name: Literal["tensorrt", "rtx", "auto"], *, gpu: bool) -> tuple[Buil
     """
     if name == "tensorrt" and not gpu:  # TensorRT raises nonsense, or ends the process, where there is no driver
         raise InputError(
-            "--builder tensorrt, and no NVIDIA GPU is seen here",
+            "TensorRT builds on the GPU that the engine is for, and no NVIDIA GPU is seen here",
             expected="a machine with the GPU that the engine is for",
             hint="type: sepvit-deploy doctor; TensorRT-RTX builds without a GPU: --builder rtx",
         )

@@ -19,6 +19,7 @@ from sepvit_deploy.errors import OptionError
 from sepvit_deploy.gpu import Device
 from sepvit_deploy.spec import MAX_BATCH
 
+Precision = Literal["fp32", "fp16", "int8"]
 Builder = Literal["tensorrt", "rtx"]
 Hardware = Literal["ampere+", "same-cc"]
 BUILDER_NAMES: dict[Builder, str] = {"tensorrt": "TensorRT", "rtx": "TensorRT-RTX"}

@@ -6,13 +6,12 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from sepvit_deploy.building import Builder, BuildRequest, Profile
+from sepvit_deploy.building import Builder, BuildRequest, Precision, Profile
 from sepvit_deploy.errors import OptionError
 from sepvit_deploy.likeness import FP32, OF_ENGINE, OF_PRECISION, Tolerance
 from sepvit_deploy.spec import ModelSpec, Preprocessing
 from sepvit_deploy.variants import CLASSIFY_SIZE
 
-Precision = Literal["fp32", "fp16", "int8"]
 Target = Literal["tensorrt", "cpu"]
 BuilderChoice = Literal["tensorrt", "rtx", "auto"]
 Method = Literal["entropy", "percentile", "mse", "minmax"]

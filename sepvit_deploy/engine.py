@@ -19,11 +19,10 @@ from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 from sepvit_deploy import errors, gpu
-from sepvit_deploy.building import BUILDER_NAMES, BuildRequest, EngineFacts, NetworkFacts
+from sepvit_deploy.building import BUILDER_NAMES, BuildRequest, EngineFacts, NetworkFacts, Precision
 from sepvit_deploy.errors import BuildFailed, GraphError, OptionError, SepvitError
 from sepvit_deploy.graph import MAX_BYTES, nested
 from sepvit_deploy.network import (
-    Precision,
     Product,
     kept_layers,
     products_of_graph,
@@ -49,6 +48,7 @@ class Built:
         plan: None of a dry run.
         warnings: what the builder says, each once.
         inspector_json: what the engine's inspector says; None where the engine was not loaded.
+        uninspected: why it was not; empty where it was.
         layer_ms: time of each of its layers.
     """
 
@@ -56,6 +56,7 @@ class Built:
     facts: EngineFacts
     warnings: tuple[str, ...]
     inspector_json: str | None = None
+    uninspected: str = ""
     layer_ms: dict[str, float] = field(default_factory=dict)
 
 
@@ -86,10 +87,10 @@ def engine_from_onnx(
         progress: told the share done, 0 to 1.
 
     Raises:
-        GraphError: it is no ONNX file, is beyond what this takes, or the parser refuses it.
+        GraphError: it is no ONNX file, or is beyond what this takes.
         OptionError: a profile for a fixed batch, none for another, or an option that this builder does not have.
         MissingDependency: the builder does not load.
-        AuditFailed: the file, or the network parsed from it, is not in its precision.
+        AuditFailed: the parser refuses the file; or it, or the network parsed from it, is not in its precision.
         BuildFailed: the builder fails, with its own reason; or it crashes.
         InputError: the timing cache is unusable.
     """
@@ -110,9 +111,10 @@ def engine_from_onnx(
         "inspect_on": devices[0].compute_capability if devices and inspect and precision is not None else None,
     }
     plan, network, built, inspected = None, None, {}, {}
+    uninspected = "it is not for the GPU of this machine" if devices else "no NVIDIA GPU is seen here"
     warnings: list[str] = []
     with contextlib.closing(_messages(header, content, request)) as messages:
-        for message, attached in _until_built(messages, warnings):
+        for message, attached in _until_built(messages):
             match message["kind"]:
                 case "progress":
                     progress(message["share"])
@@ -124,7 +126,9 @@ def engine_from_onnx(
                 case "built":
                     plan, built = attached, message
                 case "inspected":
-                    inspected = message
+                    inspected, uninspected = message, ""
+                case "uninspected":
+                    uninspected = message["reason"]
                 case "error":
                     raise _error(message)
     if network is None or not built:
@@ -153,6 +157,7 @@ def engine_from_onnx(
         facts=facts,
         warnings=tuple(warnings),
         inspector_json=inspected.get("inspector_json"),
+        uninspected=uninspected,
         layer_ms=inspected.get("layer_ms", {}),
     )
 
@@ -257,9 +262,9 @@ def _messages(
 
 
 def _until_built(
-    messages: Generator[tuple[dict[str, Any], bytes], None, None], warnings: list[str]
+    messages: Generator[tuple[dict[str, Any], bytes], None, None],
 ) -> Generator[tuple[dict[str, Any], bytes], None, None]:
-    """The same messages; once the engine is there, a child that crashes costs its inspection alone, and a warning."""
+    """The same messages; once the engine is there, a child that crashes costs its inspection alone."""
     built = False
     try:
         for message, attached in messages:
@@ -268,7 +273,7 @@ def _until_built(
     except BuildFailed as error:
         if not built:
             raise
-        warnings.append(f"the engine was not inspected: {error}")
+        yield {"kind": "uninspected", "reason": str(error)}, b""
 
 
 def _write(pipe: IO[bytes], content: bytes) -> None:

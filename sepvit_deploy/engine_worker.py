@@ -1,7 +1,7 @@
 """The child of `engine`: parses and builds in a process of its own, and reports what it sees.
 
     standard input     one line of JSON, then the ONNX file; it stays open, and its end means: stop
-    standard output    lines of JSON: progress, network, warning, error, built (then the plan), inspected
+    standard output    lines of JSON: progress, network, warning, error, built (then the plan), inspected or uninspected
 
 A crash of the native library ends this process alone, and Polygraphy serves one builder in a process. The child
 ignores Ctrl-C, which reaches the parent as well, and ends with its parent however that ends.
@@ -19,10 +19,11 @@ from typing import Any
 
 from sepvit_deploy import builders
 from sepvit_deploy.building import BUILDER_NAMES, BuildRequest, NetworkFacts
-from sepvit_deploy.errors import BuildFailed, GraphError, OptionError, PlanError, SepvitError
+from sepvit_deploy.errors import AuditFailed, BuildFailed, OptionError, PlanError, SepvitError
 from sepvit_deploy.network import network_facts, products_of_network
 from sepvit_deploy.optional import require
 from sepvit_deploy.phases import Phases
+from sepvit_deploy.runners.tensorrt_engine import logger
 from sepvit_deploy.timing_cache import open_cache, save_cache
 
 LAYER_REPEATS = 20
@@ -101,7 +102,8 @@ def build(
     trt = builders.load(request.builder)
     loaders: Any = require("polygraphy.backend.trt", extra=request.builder)
     polygraphy: Any = require("polygraphy", extra=request.builder)
-    log = _logger(trt, lambda text: send(kind="warning", text=text))
+    log = logger(trt)
+    log.warn = lambda text: send(kind="warning", text=text)
     loaders.util.TRT_LOGGER = log
     polygraphy.logger.G_LOGGER.module_severity = polygraphy.logger.G_LOGGER.CRITICAL
     failures = (polygraphy.exception.PolygraphyException, TypeError)  # TypeError: pybind11's, of a builder that fails
@@ -112,7 +114,7 @@ def build(
         raise _failed(request, "does not start", log, error) from error
     parser = trt.OnnxParser(network, log)
     if not parser.parse(content) or parser.num_errors:
-        raise GraphError(
+        raise AuditFailed(
             f"{BUILDER_NAMES[request.builder]} refuses {name}: {_parser_errors(parser, log)}",
             hint=f"type: sepvit-deploy lint {name}",
         )
@@ -210,31 +212,8 @@ def _monitor(trt: Any, report: Callable[[float], None]) -> Any:
     return Monitor()
 
 
-def _logger(trt: Any, warn: Callable[[str], None]) -> Any:
-    """A `trt.ILogger` that keeps what goes wrong, in ``errors``, and passes each warning on once."""
-
-    class Log(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.errors: list[str] = []
-            self.warned: set[str] = set()
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity not in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR, trt.ILogger.WARNING):
-                return  # a builder says a great deal else
-            text = " ".join(message.split())
-            if severity != trt.ILogger.WARNING:
-                if text not in self.errors:
-                    self.errors.append(text)
-            elif text not in self.warned:
-                self.warned.add(text)
-                warn(text)
-
-    return Log()
-
-
 def _failed(request: BuildRequest, what: str, log: Any, error: Exception) -> BuildFailed:
-    reasons = "; ".join(log.errors[:_SHOWN]) or " ".join(str(error).split())
+    reasons = "; ".join(list(log.errors)[:_SHOWN]) or " ".join(str(error).split())
     hint = None
     if request.workspace_mb is not None and "OutOfMemory" in reasons:
         hint = f"give more than --workspace-mb {request.workspace_mb}, or leave it out"
@@ -244,7 +223,7 @@ def _failed(request: BuildRequest, what: str, log: Any, error: Exception) -> Bui
 def _parser_errors(parser: Any, log: Any) -> str:
     """What the parser says against a file, with the nodes' names."""
     errors = [parser.get_error(i) for i in range(parser.num_errors)]
-    said = [f"{e.node_operator() or 'the file'} {e.node_name()}: {e.desc()}" for e in errors] or log.errors
+    said = [f"{e.node_operator() or 'the file'} {e.node_name()}: {e.desc()}" for e in errors] or list(log.errors)
     more = f" and {len(said) - _SHOWN} more" if len(said) > _SHOWN else ""
     return "; ".join(said[:_SHOWN]) + more
 
@@ -276,7 +255,7 @@ def _inspect(plan: bytes, request: BuildRequest, facts: NetworkFacts, name: str,
     except PlanError as error:
         raise BuildFailed(f"the engine of {name} was built and does not load: {error}") from error
     except SepvitError as error:
-        send(kind="warning", text=f"the engine was not inspected: {error}")
+        send(kind="uninspected", reason=str(error))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
 
+from sepvit_deploy.building import Precision
 from sepvit_deploy.errors import AuditFailed, PlanError
 from sepvit_deploy.inspector import (
     PRODUCT_OPS,
@@ -30,7 +31,6 @@ from sepvit_deploy.inspector import (
 )
 
 State = Literal["fused", "apart", "hidden"]
-Precision = Literal["fp32", "fp16", "int8"]
 
 # In the names that Myelin gives to layers "." has become "_".
 _PLACE = re.compile(r"(?:^|[^\w])(stage\d+)[._](block\d+|embed|peg)(?![a-z\d])")

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from sepvit_deploy.building import NetworkFacts
+from sepvit_deploy.building import NetworkFacts, Precision
 from sepvit_deploy.errors import AuditFailed
 from sepvit_deploy.graph import nested
 from sepvit_deploy.placement import layer, matching, sites
@@ -18,7 +18,6 @@ from sepvit_deploy.placement import layer, matching, sites
 if TYPE_CHECKING:
     import onnx
 
-Precision = Literal["fp32", "fp16", "int8"]
 TYPE_OF: dict[str, str] = {"fp32": "FLOAT", "fp16": "HALF", "int8": "INT8"}
 MATMUL, CONVOLUTION = "matrix product", "convolution"
 _KIND_OF_NODE = {"MatMul": MATMUL, "Gemm": MATMUL, "Conv": CONVOLUTION, "ConvTranspose": CONVOLUTION}
@@ -160,9 +159,10 @@ def require_same(of_graph: Sequence[Product], of_network: Sequence[Product], *, 
     Raises:
         AuditFailed: the first products that differ are named.
     """
-    if _count(of_graph) == _count(of_network):
-        return
     types = {product.name: product.type for product in of_network}
+    same = _count(of_graph) == _count(of_network)
+    if same and all(types.get(product.name, product.type) == product.type for product in of_graph):
+        return  # a parser may give a product another name; then its count has to do
     differing = [product for product in of_graph if types.get(product.name) != product.type]
     described = _named(
         differing, lambda p: f"{p.name} is {p.type} in the file and {types.get(p.name, 'absent')} in the network"

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import Any
 
-from sepvit_deploy import builders
 from sepvit_deploy.errors import SepvitError
+from sepvit_deploy.runners.tensorrt_engine import LoadedEngine
+
+DEFAULT_STREAM = 0
 
 
 def main() -> None:
@@ -21,32 +22,15 @@ def main() -> None:
     content = sys.stdin.buffer.read(header["bytes"])
     answer = os.dup(1)
     os.dup2(2, 1)  # what native libraries print goes to standard error
+    reason = ""
     try:
-        reason = _refusal(builders.load(header["builder"]), content)
+        # It is trusted, and may be version-compatible: nothing is known of it.
+        engine = LoadedEngine(content, name="the plan", builder=header["builder"], version_compatible=True)
+        engine.context(0, engine.profiles[0].minimum, DEFAULT_STREAM)
     except SepvitError as error:
         reason = str(error)
     os.write(answer, json.dumps({"loads": not reason, "reason": reason}).encode() + b"\n")
     os._exit(0)
-
-
-def _refusal(trt: Any, content: bytes) -> str:
-    """Why a plan does not load; empty where it does."""
-    errors: list[str] = []
-
-    class Log(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                errors.append(" ".join(message.split()))
-
-    runtime = trt.Runtime(Log())
-    runtime.engine_host_code_allowed = True  # it is trusted, and may be version-compatible: nothing is known of it
-    engine = runtime.deserialize_cuda_engine(content)
-    if engine is None or engine.create_execution_context() is None:
-        return errors[0] if errors else "the runtime refuses it and does not say why"
-    return ""
 
 
 if __name__ == "__main__":

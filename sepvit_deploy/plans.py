@@ -1,4 +1,4 @@
-"""An engine's plan and its passport: read once, proven by digest, and judged without running anything of it.
+"""An engine's plan and its passport: read, proven by digest, and judged without running anything of it.
 
 A plan is code: deserialising it runs it. So a plan is taken only if its digest is its passport's, or if the user trusts
 it by an option. The passport carries a seal, which breaks where it is edited by hand. A seal is no signature: whoever
@@ -227,7 +227,9 @@ def _capability_obstacle(facts: EngineFacts, device: Device) -> Obstacle | None:
         built_for = facts.compute_capabilities or RTX_CAPABILITIES
         if capability in built_for:
             return None
-        return Obstacle(found, ", ".join(built_for), f"sepvit-deploy build ... --compute-capability {capability}")
+        again = f"build it again with --compute-capability {capability}"
+        hint = again if capability in RTX_CAPABILITIES else "build it with TensorRT, for this GPU is none of RTX's"
+        return Obstacle(found, ", ".join(built_for), hint)
     if facts.device is None or capability == facts.device.compute_capability:
         return None
     if facts.hardware_compatible == "ampere+" and _numbers(capability) >= (8,):

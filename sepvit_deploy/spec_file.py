@@ -15,7 +15,7 @@ from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from sepvit_deploy.building import Builder
+from sepvit_deploy.building import Builder, Precision
 from sepvit_deploy.deployment import (
     AcceptanceSpec,
     BuilderChoice,
@@ -25,7 +25,6 @@ from sepvit_deploy.deployment import (
     ExportSpec,
     Method,
     ParitySpec,
-    Precision,
     PrecisionSpec,
     Target,
     WeightsSpec,

@@ -48,7 +48,7 @@ def build(
         ),
     ] = None,
     version_compatible: Annotated[
-        bool, typer.Option("--version-compatible", help="Also for newer TensorRT of this major version.")
+        bool, typer.Option("--version-compatible", help="Also for newer versions of TensorRT.")
     ] = False,
     hardware_compatible: Annotated[
         Literal["ampere+", "same-cc"] | None,

@@ -169,10 +169,10 @@ def check(
         typer.Option(metavar="FILE", help="Another model in any form, instead of the reference in torch."),
     ] = None,
     images: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="A folder of pictures; random images without it.")
+        Path | None, typer.Option(metavar="DIR|SET.toml", help="Pictures; random images without it.")
     ] = None,
     samples: Annotated[
-        int | None, typer.Option(help="Pictures of the ladder; default: all.", show_default=False)
+        int | None, typer.Option(help="Pictures of the ladder; default: 64 of them.", show_default=False)
     ] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where a SPEC.toml was deployed to.")] = Path("build"),
     noise_floor: Annotated[

@@ -6,6 +6,7 @@ import shlex
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from sepvit_deploy.building import BUILDER_NAMES
 from sepvit_deploy.cli.show import as_text, console, new_table, say
 
 if TYPE_CHECKING:
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from sepvit_deploy.pipeline import Climbed, Engine
 
 MOST_FLIPS = 5
-BUILDERS = {"tensorrt": "TensorRT", "rtx": "TensorRT-RTX"}
+TYPES = {"FLOAT": "FP32", "HALF": "FP16"}
+"""TensorRT's names of types in the terms of everything else that is printed."""
 
 
 def engine(done: Engine) -> None:
@@ -28,11 +30,13 @@ def engine(done: Engine) -> None:
         say(f"{done.path}: {done.passport.bytes / 1e6:.1f} MB, built in {facts.build_seconds:.1f} s")
     say(f"{_made_by(facts)}; {_batches(facts)}")
     say(f"the parsed network: {_products(facts)}")
+    if facts.timing_cache_hit is not None:
+        say(f"the timing cache knew {'every kernel' if facts.timing_cache_hit else 'not every kernel'}")
     if done.inspection is not None:
         inspection(done.inspection)
     elif done.passport is not None:
         again = f"sepvit-deploy check {shlex.quote(str(done.path))}"
-        say(f"not inspected and not run: that needs the GPU; there, type: {again}")
+        say(f"not inspected: {done.uninspected}; where it runs, type: {again}")
     if done.passport is not None:
         say(f"passport: {done.path}.json")
 
@@ -77,7 +81,7 @@ def _made_by(facts: EngineFacts) -> str:
     else:
         some = f"compute capability {', '.join(facts.compute_capabilities)}"
         target = f"for {some if facts.compute_capabilities else 'every RTX generation'}"
-    return f"{BUILDERS[facts.builder]} {facts.builder_version}, {target}"
+    return f"{BUILDER_NAMES[facts.builder]} {facts.builder_version}, {target}"
 
 
 def _batches(facts: EngineFacts) -> str:
@@ -91,7 +95,7 @@ def _products(facts: EngineFacts) -> str:
     """Matrix products and convolutions by the type that they compute in."""
     network = facts.network
     return "; ".join(
-        f"{name} {', '.join(f'{count} {kind}' for kind, count in sorted(counts.items()))}"
+        f"{name} {', '.join(f'{count} {TYPES.get(kind, kind)}' for kind, count in sorted(counts.items()))}"
         for name, counts in (("matrix products", network.matmuls), ("convolutions", network.convolutions))
         if counts
     )

@@ -27,12 +27,18 @@ PROFILE = Profile(1, 8, 32)
 
 @dataclass(frozen=True)
 class Engine:
-    """What `build` made: the plan's path, its passport (None for a dry run), and what is known of the engine."""
+    """What `build` made, and what is known of the engine.
+
+    Attributes:
+        passport: None of a dry run.
+        inspection: None where the engine's layers were not seen; uninspected: why.
+    """
 
     path: Path
     passport: Passport | None
     facts: EngineFacts
     inspection: Inspection | None
+    uninspected: str
 
 
 def build(
@@ -82,7 +88,7 @@ def build(
         )
     if not request.profiles and not _fixed_batch(file):
         request = replace(request, profiles=(PROFILE,))
-    is_ours = chosen == "tensorrt" and timing_cache is None
+    is_ours = chosen == "tensorrt" and timing_cache is None and not dry_run
     if is_ours:
         request = replace(request, timing_cache=_users_timing_cache(version, warn))
     if not dry_run:
@@ -95,7 +101,7 @@ def build(
         name=path.name,
         precision=file.precision,
         keep=file.keep,
-        rest=passport.facts.get("rest"),
+        rest=file.rest,
         dry_run=dry_run,
         afresh=is_ours,
         progress=progress,
@@ -106,10 +112,12 @@ def build(
         document = {"layers": built.inspector_json, "layer_ms": built.layer_ms}
         with artifact.written(inspector) as temporary:
             temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    inspection = _inspection(built, file, require, output.name, warn)
+    inspection, uninspected = _inspection(built, file, require, output.name)
+    if inspector is not None and built.inspector_json is None:
+        raise AuditFailed(f"{output.name} was not inspected: {uninspected}", expected="an engine for this GPU")
     facts = replace(built.facts, inspection=inspection.to_dict()) if inspection else built.facts
     if built.plan is None:
-        return Engine(output, None, facts, inspection)
+        return Engine(output, None, facts, inspection, uninspected)
     report("writing")
     written = plans.write_plan(
         output,
@@ -126,40 +134,37 @@ def build(
             },
         ),
     )
-    return Engine(output, written, facts, inspection)
+    return Engine(output, written, facts, inspection, uninspected)
 
 
 def _inspection(
-    built: Built, file: OpenedOnnx, require: Literal["fp16", "int8"] | None, name: str, warn: Warn
-) -> Inspection | None:
-    """What the engine's layers are, and the gate over them; None, and a warning, where that is not told.
+    built: Built, file: OpenedOnnx, require: Literal["fp16", "int8"] | None, name: str
+) -> tuple[Inspection | None, str]:
+    """What the engine's layers are, and the gate over them; None, and why, where that is not told.
 
     Raises:
         AuditFailed: the engine does not compute in ``require``, or cannot be seen to.
     """
     if built.inspector_json is None:
         if require is not None:
-            why = built.warnings[-1] if built.warnings else "it is not for the GPU of this machine"
             raise AuditFailed(
-                f"{name} is not seen to compute in {require.upper()}, for it was not inspected: {why}",
+                f"{name} is not seen to compute in {require.upper()}, for it was not inspected: {built.uninspected}",
                 expected="an engine for the GPU of this machine",
             )
-        return None
+        return None, built.uninspected
     try:
         inspection = inspect_engine(built.inspector_json, built.layer_ms)
     except PlanError as error:  # a form of JSON that is not known yet does not cost the engine
         if require is not None:
             raise AuditFailed(f"{name} is not seen to compute in {require.upper()}: {error}") from error
-        warn(f"what the engine's layers are is not known: {error}")
-        return None
+        return None, str(error)
     if require is not None:
-        assert file.passport is not None
         kept = sorted(kept_layers(file.graph, file.keep))
         # Around INT8, the file itself may ask for FP32.
-        allow = ["*"] if file.passport.facts.get("rest") == "fp32" else kept
+        allow = ["*"] if file.rest == "fp32" else kept
         quantized = [product.name for product in products_of_graph(file.graph) if product.type == "INT8"]
         inspection.require(require, allow=allow, quantized=quantized, name=name)
-    return inspection
+    return inspection, ""
 
 
 def _users_timing_cache(version: str, warn: Warn) -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from sepvit_deploy import artifact, parity
 from sepvit_deploy.errors import GraphError, OptionError
+from sepvit_deploy.image_sets import image_set
 from sepvit_deploy.images import image_files, load_batch
+from sepvit_deploy.likeness import OF_PRECISION
 from sepvit_deploy.optional import require
 from sepvit_deploy.parity import Parity, Tolerance
 from sepvit_deploy.pipeline.models import open_model
@@ -27,7 +30,6 @@ if TYPE_CHECKING:
 PARITY_BATCHES = (1, 2, 3)
 IMAGES_AT_ONCE = 4
 RANDOM = "random images"
-TOLERANCES = {"fp32": parity.FP32, "fp16": parity.FP16, "int8": parity.INT8}
 
 
 def reference_model(
@@ -85,7 +87,7 @@ def check(
             reference = stack.enter_context(other.running(how, taps=True))
             batches, images_used = _batches(candidate, file, images)
             report("comparing")
-            tolerance = min((TOLERANCES[file.precision], TOLERANCES[other.precision]), key=lambda t: t.sqnr_db)
+            tolerance = min((OF_PRECISION[file.precision], OF_PRECISION[other.precision]), key=lambda t: t.sqnr_db)
             return parity.compare(
                 InBatches(reference),
                 InBatches(candidate),
@@ -102,15 +104,20 @@ def check(
                 expected=f"{artifact.passport_path(file.path).name} beside it",
                 hint="compare it with another file by --against FILE.onnx",
             )
-        model = reference_of(file, weights, ema=ema, report=report)
+        model = reference_of(file, weights, ema=ema, report=report, warn=warn)
         candidate = stack.enter_context(file.running(how, taps=True))
         batches, images_used = _batches(candidate, file, images)
         report("comparing")
-        return compare_with_reference(model, spec, candidate, batches, images_used, TOLERANCES[file.precision])
+        return compare_with_reference(model, spec, candidate, batches, images_used, OF_PRECISION[file.precision])
 
 
 def reference_of(
-    file: Opened, weights: Path | None, *, ema: bool = False, report: Report = lambda step: None
+    file: Opened,
+    weights: Path | None,
+    *,
+    ema: bool = False,
+    report: Report = lambda step: None,
+    warn: Warn = lambda text: None,
 ) -> SepViT | SepViTBackbone:
     """The model behind a file, as the paper writes it.
 
@@ -126,6 +133,11 @@ def reference_of(
     if weights is None and (parent is None or not parent.is_random):
         name = parent.name if parent else "unknown weights"
         raise OptionError(f"{file.path} was exported from {name}", hint=f"name that checkpoint with --weights {name}")
+    if weights is not None and parent is not None and parent.sha256 and os.path.isfile(weights):
+        found = artifact.sha256(weights)
+        if found != parent.sha256:  # a converted checkpoint is legitimate
+            told = f"{parent.name} ({parent.sha256[:12]})"
+            warn(f"{weights} ({found[:12]}) is not the file that {file.path} was exported from, {told}")
     report("building the reference")
     seed = parent.seed if parent is not None and parent.seed is not None else 0
     return reference_model(spec, weights, ema=ema or bool(parent and parent.ema), seed=seed)
@@ -170,7 +182,7 @@ def _batches(runner: Runner, file: Opened, folder: Path | None) -> tuple[Iterato
         return parity.random_batches((height, width), PARITY_BATCHES if fixed is None else (fixed,)), RANDOM
     if preprocessing is None:
         raise GraphError(f"{runner.name} has no passport, so its preprocessing is unknown", hint="leave --images out")
-    files = image_files(folder)
+    files = list(image_set(folder).files) if folder.suffix == ".toml" else image_files(folder)
     step = fixed or IMAGES_AT_ONCE
 
     def pictures() -> Iterator[Array]:

@@ -22,6 +22,7 @@ from sepvit_deploy.pipeline import provenance
 from sepvit_deploy.pipeline.checking import IMAGES_AT_ONCE, PARITY_BATCHES, RANDOM, reference_of
 from sepvit_deploy.pipeline.models import PLANS, TORCH, OpenedPlan, open_model
 from sepvit_deploy.pipeline.opened import Opened, OpenedOnnx, Report, Running, Warn, present_taps
+from sepvit_deploy.runners.batches import InBatches
 from sepvit_deploy.spec_file import read_spec
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def climb(
         file, left_out, tolerances = open_model(source, trust=how.trust, warn=warn), "", None
     chain = provenance.chain(file)
     tolerances = tolerances or ParitySpec.of(chain[-1].precision)
-    model = reference_of(chain[0], weights, ema=ema, report=report)
+    model = reference_of(chain[0], weights, ema=ema, report=report, warn=warn)
     with contextlib.ExitStack() as stack:
         rungs = _rungs(stack, model, chain, tolerances, how)
         names, batches, used = _images(chain[0], images, samples)
@@ -200,7 +201,8 @@ def _noise(file: OpenedOnnx, engine: Opened, builds: int, batches: list[Array], 
     found = []
     for _ in range(builds):
         with _engine(file, file.graph, request, how) as runner:
-            runs = [runner.run(batch) for batch in batches]
+            batched = InBatches(runner)
+            runs = [batched.run(batch) for batch in batches]
         found.append({name: np.concatenate([run[name] for run in runs]) for name in runs[0]})
     return ladder.noise_floor(found)
 
@@ -212,7 +214,13 @@ def _engine(file: OpenedOnnx, graph: Any, request: BuildRequest, how: Running) -
     from sepvit_deploy.runners.tensorrt import TensorRtRunner
 
     built = engine_from_onnx(
-        graph.SerializeToString(), request, name=file.path.name, precision=file.precision, inspect=False
+        graph.SerializeToString(),
+        request,
+        name=file.path.name,
+        precision=file.precision,
+        keep=file.keep,
+        rest=file.rest,
+        inspect=False,
     )
     assert built.plan is not None
     with TensorRtRunner(
@@ -249,8 +257,8 @@ def _first_block(
     graph = with_outputs(file.graph, [tap.name for tap in taps])
     with file.running(how, taps=True) as reference, _engine(file, graph, provenance.request(facts), how) as runner:
         compared = parity.compare(
-            reference,
-            _Tapped(runner, taps),
+            InBatches(reference),
+            _Tapped(InBatches(runner), taps),
             batches,
             source="the same images",
             outputs=file.output_names,

@@ -125,9 +125,9 @@ def deploy(
         path = made.path
         room = f", largest |x| {made.headroom.tensors[0].largest:.4g}" if made.headroom else ", head-room not measured"
         steps.append(Step("precision", True, f"{path.name}, FP16{room}"))
+    _take_away_stale(plan, path, warn)
     if path != fp32:
         steps.append(_accepted(spec, path, fp32, source, report, progress))
-    _take_away_stale(plan, path, warn)
     if spec.precision.target == "tensorrt":
         step = _engine(spec, path, plan, report, build_progress, warn)
         path = plan if step.done else path
@@ -148,7 +148,7 @@ def _take_away_stale(plan: Path, path: Path, warn: Warn) -> None:
         artifact.passport_path(plan).unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"{plan}, of an earlier run, cannot be removed ({error.strerror})") from error
-    warn(f"{plan} was built from another {path.name}, and was removed")
+    warn(f"{plan} is not proven to be of this {path.name}, and was removed")
 
 
 def _engine(spec: DeploymentSpec, path: Path, plan: Path, report: Report, progress: Progress, warn: Warn) -> Step:
@@ -156,8 +156,7 @@ def _engine(spec: DeploymentSpec, path: Path, plan: Path, report: Report, progre
     try:
         builder, _ = builders.choose(spec.engine.builder, gpu=bool(gpu.devices()))
     except (MissingDependency, InputError) as error:
-        hint = f"; {error.hint}" if isinstance(error, MissingDependency) and error.hint else ""
-        return Step("engine", False, f"{error.found}{hint}; where it is, type the same command")
+        return Step("engine", False, f"{error.found}; {error.hint}; there, type the same command")
     done = build(path, plan, engine=spec.engine, report=report, progress=progress, warn=warn)
     return Step("engine", True, f"{plan.name}, {BUILDER_NAMES[builder]} {done.facts.builder_version}")
 

@@ -14,9 +14,10 @@ from sepvit_deploy.calibrate import calibrate as scales_from_images
 from sepvit_deploy.errors import GraphError, ImageError, OptionError, PassportError
 from sepvit_deploy.headroom import Headroom, headroom
 from sepvit_deploy.image_sets import ImageSet, decoded, image_set
+from sepvit_deploy.likeness import OF_PRECISION
 from sepvit_deploy.lint import LintReport, lint
 from sepvit_deploy.parity import Parity
-from sepvit_deploy.pipeline.checking import PARITY_BATCHES, RANDOM, TOLERANCES, onnx_runner, parity_facts
+from sepvit_deploy.pipeline.checking import PARITY_BATCHES, RANDOM, onnx_runner, parity_facts
 from sepvit_deploy.pipeline.opened import Opened, OpenedOnnx, Progress, Report, Warn, open_onnx
 from sepvit_deploy.precision import Target, fp16_from_fp32, int8_from_fp32
 from sepvit_deploy.scales import ScaleTable, read_scales, write_scales
@@ -302,5 +303,5 @@ def _against_source(file: OpenedOnnx, graph: onnx.ModelProto, name: str, precisi
     fixed = candidate.input_shape[0]
     batches = parity.random_batches(file.spec.size, PARITY_BATCHES if fixed is None else (fixed,))
     return parity.compare(
-        reference, candidate, batches, source=RANDOM, outputs=file.spec.output_names, tolerance=TOLERANCES[precision]
+        reference, candidate, batches, source=RANDOM, outputs=file.spec.output_names, tolerance=OF_PRECISION[precision]
     )

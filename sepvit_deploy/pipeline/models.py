@@ -16,7 +16,7 @@ from sepvit_deploy.errors import CheckpointError, OptionError, PassportError, Pl
 from sepvit_deploy.optional import require
 from sepvit_deploy.pipeline.opened import Opened, Running, Warn, model_of, open_onnx
 from sepvit_deploy.plans import Plan
-from sepvit_deploy.spec import ModelSpec
+from sepvit_deploy.spec import ModelSpec, Preprocessing
 from sepvit_deploy.variants import CLASSIFY_SIZE
 
 if TYPE_CHECKING:
@@ -35,14 +35,18 @@ class OpenedPlan(Opened):
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """See `Opened.output_names`.
+        """See `Opened.output_names`; PassportError where the plan is trusted without a passport."""
+        return self.require_passport()[1].output_names
+
+    def require_passport(self) -> tuple[Passport, ModelSpec, Preprocessing]:
+        """See `Opened.require_passport`.
 
         Raises:
-            PassportError: the plan is trusted without a passport, so they are unknown.
+            PassportError: the plan is trusted without one.
         """
-        if self.spec is None:
-            raise PassportError(f"{self.path} has no passport, so its outputs are unknown", hint="build it again")
-        return self.spec.output_names
+        if self.passport is None:
+            raise PassportError(f"{self.plan.doubt}, so its model is unknown", hint="build it again")
+        return super().require_passport()
 
     @contextlib.contextmanager
     def running(self, how: Running, *, name: str | None = None, taps: bool = False) -> Iterator[Runner]:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from sepvit_deploy import artifact
 from sepvit_deploy.artifact import Passport
+from sepvit_deploy.building import Precision
 from sepvit_deploy.errors import GraphError, OptionError, PassportError
 from sepvit_deploy.graph import load_graph
-from sepvit_deploy.network import Precision
 from sepvit_deploy.precision import require_fp32
 from sepvit_deploy.spec import ModelSpec, Preprocessing
 
@@ -110,6 +110,18 @@ class Opened(ABC):
         if not isinstance(found, list) or not all(isinstance(pattern, str) for pattern in found):
             raise PassportError(f"{artifact.passport_path(self.path)} has keep {found!r:.60}", expected="patterns")
         return tuple(found)
+
+    @property
+    def rest(self) -> Literal["fp16", "fp32"] | None:
+        """Of an INT8 file, the precision around INT8; None where the passport does not say.
+
+        Raises:
+            PassportError: the passport holds something else.
+        """
+        found = self.passport.facts.get("rest") if self.passport else None
+        if found is None or found == "fp16" or found == "fp32":
+            return found
+        raise PassportError(f"{artifact.passport_path(self.path)} has rest {found!r:.60}", expected="fp16 or fp32")
 
     @cached_property
     def sha256(self) -> str:

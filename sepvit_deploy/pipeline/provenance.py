@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from sepvit_deploy import plans
 from sepvit_deploy.building import BuildRequest, EngineFacts
 from sepvit_deploy.deployment import DeploymentSpec
-from sepvit_deploy.errors import GraphError, MissingDependency, PassportError, PlanError
+from sepvit_deploy.errors import GraphError, PassportError
 from sepvit_deploy.pipeline.building import PROFILE
 from sepvit_deploy.pipeline.models import open_plan
 from sepvit_deploy.pipeline.opened import Opened, OpenedOnnx, Running, open_onnx
@@ -42,11 +45,9 @@ def deployed(spec: DeploymentSpec, path: Path, out: Path, how: Running) -> tuple
         raise PassportError(f"{plan} was built from another {lowered.name}", expected="this one", hint=again)
     if spec.engine.builder not in ("auto", facts.builder) or request(facts) != _asked(spec, facts):
         raise PassportError(f"{plan} was built otherwise", expected=f"as {path} says in engine", hint=again)
-    try:
-        with engine.running(how):
-            return engine, ""
-    except (PlanError, MissingDependency) as error:
-        return file, f"the ladder ends at {lowered.name}: {error}"
+    if obstacles := plans.obstacles(facts, plans.here()):
+        return file, f"the ladder ends at {lowered.name}: {plan}: {obstacles[0].found}"
+    return engine, ""
 
 
 def _differences(spec: DeploymentSpec, file: OpenedOnnx) -> list[str]:
@@ -59,12 +60,15 @@ def _differences(spec: DeploymentSpec, file: OpenedOnnx) -> list[str]:
         "precision.type": (said.get("precision"), spec.precision.type),
         "export.opset": (said.get("opset"), spec.export.opset),
         "export.batch": (said.get("batch"), spec.export.batch or "dynamic"),
+        "export.simplify": (said.get("simplified"), spec.export.simplify),
     }
     if spec.precision.type != "fp32":
         described["precision.keep"] = (file.keep, spec.precision.keep)
     if spec.precision.type == "int8":
         described["precision.target"] = (said.get("target"), spec.precision.target)
         described["precision.attention"] = (said.get("attention"), spec.precision.attention)
+        described["precision.smooth"] = (_said(said, "smooth", "alpha") or 0.0, spec.precision.smooth)
+        described["calibration.method"] = (_said(said, "calibration", "method"), spec.calibration.method)
     if spec.weights.sha256:
         described["weights.sha256"] = (passport.weights and passport.weights.sha256, spec.weights.sha256)
     return [
@@ -72,6 +76,11 @@ def _differences(spec: DeploymentSpec, file: OpenedOnnx) -> list[str]:
         for key, (found, wanted) in described.items()
         if found != wanted
     ]
+
+
+def _said(facts: Mapping[str, Any], table: str, key: str) -> Any:
+    found = facts.get(table)
+    return found.get(key) if isinstance(found, Mapping) else None
 
 
 def _asked(spec: DeploymentSpec, facts: EngineFacts) -> BuildRequest:

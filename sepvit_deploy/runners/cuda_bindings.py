@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from sepvit_deploy.errors import DeviceError
+from sepvit_deploy.errors import DeviceError, MissingDependency
 from sepvit_deploy.optional import require
 
 
@@ -19,7 +19,10 @@ class CudaBindings:
     """
 
     def __init__(self, device: int = 0) -> None:
-        self._rt: Any = require("cuda.bindings.runtime", extra="tensorrt")
+        try:
+            self._rt: Any = require("cuda.bindings.runtime", extra="tensorrt")
+        except MissingDependency as error:  # the extras rtx and tensorrt have it: the hint is not to install either
+            raise MissingDependency(error.found, hint="type: pip install cuda-bindings") from error
         self._device = device
         self._call("cudaSetDevice", device)
 

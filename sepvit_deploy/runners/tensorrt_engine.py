@@ -37,7 +37,7 @@ class LoadedEngine:
     def __init__(self, plan: bytes, *, name: str, builder: Builder, version_compatible: bool) -> None:
         self._name = name
         self._trt: Any = builders.load(builder)
-        self._log = _logger(self._trt)
+        self._log = logger(self._trt)
         self._log.errors.clear()
         self._runtime = self._trt.Runtime(self._log)
         if version_compatible:
@@ -163,17 +163,30 @@ class LoadedEngine:
 
 
 @functools.cache
-def _logger(trt: Any) -> Any:
-    """The `trt.ILogger` of a module, which keeps the errors: TensorRT takes one in a process, for good."""
+def logger(trt: Any) -> Any:
+    """The `trt.ILogger` of a module, which TensorRT takes one of in a process, for good.
+
+    It keeps the last errors, each once, in ``errors``, and passes each warning once to ``warn``, where that is set.
+    """
 
     class Log(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.errors: collections.deque[str] = collections.deque(maxlen=100)
+            self.warn: Callable[[str], None] | None = None
+            self._warned: set[str] = set()
 
         def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.errors.append(" ".join(message.split()))
+            is_warning = severity == trt.ILogger.WARNING
+            if not is_warning and severity not in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                return  # a builder says a great deal else
+            text = " ".join(message.split())
+            if not is_warning:
+                if text not in self.errors:
+                    self.errors.append(text)
+            elif self.warn is not None and text not in self._warned:
+                self._warned.add(text)
+                self.warn(text)
 
     return Log()
 

@@ -136,7 +136,10 @@ def test_a_passport_edited_by_hand(copy: Path) -> None:
         ((*RTX, "--timing-cache", "x"), ("--timing-cache with TensorRT-RTX",)),
         ((*RTX, "--version-compatible"), ("--version-compatible with TensorRT-RTX",)),
         ((*RTX, "--hardware-compatible", "ampere+"), ("--hardware-compatible with TensorRT-RTX",)),
-        (("--builder", "tensorrt"), ("--builder tensorrt, and no NVIDIA GPU is seen here", "--builder rtx")),
+        (
+            ("--builder", "tensorrt"),
+            ("and no NVIDIA GPU is seen here", "--builder rtx"),
+        ),
         (("--require", "int8"), ("--require int8 of", "which is fp32")),
         (("--require", "fp16", "FP16"), ("--require fp16 without a GPU", "only there its layers are seen")),
         (("--require", "fp16", "FP16", "--dry-run"), ("--require fp16 with --dry-run",)),
@@ -215,6 +218,12 @@ def test_passports_of_files_that_say_nonsense(files: Path, tmp_path: Path) -> No
         complaint(call("build", path, *RTX), "x.onnx.json has keep")
     certified(files / "lite_fp16.onnx", path, facts=facts | {"opset": float("nan")})
     complaint(call("build", path, *RTX), "x.onnx.json is no passport (it holds NaN, which is no number)")
+    for rest in (5, "bf16", ["fp16"]):
+        certified(files / "lite_fp16.onnx", path, facts=facts | {"rest": rest})
+        complaint(call("build", path, *RTX), "x.onnx.json has rest", "expected fp16 or fp32")
+    for stage in (7, None, [1]):
+        certified(files / "lite_fp16.onnx", path, stage=stage)
+        complaint(call("build", path, *RTX), "x.onnx.json is no passport (stage is ")
     for parent in ({"role": "onnx", "name": 5}, {"role": "onnx", "name": "a", "sha256": 7}, 5):
         certified(files / "lite_fp16.onnx", path, parents=[parent])
         complaint(call("build", path, *RTX), "x.onnx.json is no passport")
@@ -338,10 +347,10 @@ LAYER = {
         ([LAYER], "fp16", 0, "passport: "),
         ([LAYER | {"Inputs": [{"Name": "x", "Datatype": "Float"}]}], "fp16", 1, "computes no product in FP16"),
         ([LAYER | {"Inputs": [{"Name": "x", "Datatype": "Float"}]}], None, 0, "FP32"),
-        (None, "fp16", 1, "is not seen to compute in FP16, for it was not inspected: it was planted"),
-        (None, None, 0, "it was planted"),
+        (None, "fp16", 1, "is not seen to compute in FP16, for it was not inspected: planted"),
+        (None, None, 1, "x.plan was not inspected: planted"),  # --inspector has nothing to write
         ("another form", "fp16", 1, "is not seen to compute in FP16: the engine inspector gives"),
-        ("another form", None, 0, "what the engine's layers are is not known"),
+        ("another form", None, 0, "not inspected: the engine inspector gives"),
     ],
 )
 def test_the_gate_over_what_the_engine_computes(
@@ -355,7 +364,7 @@ def test_the_gate_over_what_the_engine_computes(
         monkeypatch.setattr(gpu, "devices", lambda: ())  # the build itself needs none, and here is none
         built = real(content, *given, **more)  # type: ignore[arg-type]
         document = None if layers is None else json.dumps({"I/O Tensors": [], "Layers": layers})
-        return replace(built, warnings=("it was planted",), inspector_json=document, layer_ms={})
+        return replace(built, inspector_json=document, layer_ms={}, uninspected="planted")
 
     monkeypatch.setattr(building, "engine_from_onnx", on_a_gpu)
     monkeypatch.setattr(gpu, "devices", lambda: (DEVICE,))
@@ -387,7 +396,7 @@ def test_builds_by_tensorrt_share_a_timing_cache_of_their_own(
     assert done.code == 0, done
     assert done.document["engine"]["device"]["name"] == DEVICE.name
     assert done.document["engine"]["timing_cache_hit"] is False
-    assert "the engine was not inspected: no NVIDIA GPU is seen here" in done.err
+    assert done.err.splitlines()[-1] == "writing ..."
     (cache,) = (tmp_path / "cache" / "sepvit-deploy").iterdir()
     assert cache.name == "tensorrt-10.13.3.9-RTX-4090-8.9.timing"
     cache.write_bytes(b"of another version")

@@ -13,14 +13,18 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from sepvit_deploy import gpu
+from sepvit_deploy import gpu, plans
+from sepvit_deploy.building import Profile
+from sepvit_deploy.engine import engine_from_onnx
 from sepvit_deploy.pipeline import climbing
 from sepvit_deploy.pipeline.models import OpenedPlan
 from sepvit_deploy.pipeline.opened import Running, open_onnx
+from sepvit_deploy.runners import cuda, tensorrt
 from sepvit_deploy.runners.base import Runner
 from sepvit_deploy.runners.onnxruntime import OnnxRuntimeRunner
 from tests.cpu.commands import PHOTO, call, certified, changed, complaint, shift
 
+BUILD = ("--builder", "rtx", "--level", "0")
 ENGINE = 'builder = "rtx"\nprofiles = ["1,4,8"]'
 
 
@@ -146,7 +150,8 @@ def spoilt(model: onnx.ModelProto, factor: float) -> onnx.ModelProto:
     more = onnx.ModelProto()
     more.CopyFrom(model)
     (tensor,) = (tensor for tensor in more.graph.initializer if tensor.name == SPOILT)
-    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float16(factor), SPOILT))
+    values = numpy_helper.to_array(tensor)
+    tensor.CopyFrom(numpy_helper.from_array((values * factor).astype(values.dtype), SPOILT))
     return more
 
 
@@ -169,6 +174,7 @@ def engine(deployed: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[float],
             yield OnnxRuntimeRunner(spoilt(graph, factor), name="built here")
 
         monkeypatch.setattr(OpenedPlan, "running", running)
+        monkeypatch.setattr(plans, "obstacles", lambda facts, machine: ())
         monkeypatch.setattr(climbing, "_engine", built)
         return plan
 
@@ -203,6 +209,60 @@ def test_a_plan_that_does_not_load_here_is_left_off_a_specs_ladder(
         complaint(call("check", plan), "no NVIDIA GPU is seen here")
 
 
+class Strict:
+    """An engine in disguise that takes the batches of its profiles alone."""
+
+    profiles = (Profile(1, 1, 1), Profile(4, 8, 8))
+
+    def __init__(self, runner: OnnxRuntimeRunner) -> None:
+        self.name, self.input_shape, self._runner = runner.name, runner.input_shape, runner
+
+    def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        assert any(p.minimum <= len(images) <= p.maximum for p in self.profiles), f"a batch of {len(images)}"
+        return self._runner.run(images)
+
+
+def test_engines_that_are_built_to_compare_are_those_of_the_plan(
+    exported: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers kept out of FP16, and profiles with a gap: the builds are real, what runs them is not."""
+    source = exported("--variant", "lite")
+    fp32, fp16, plan = tmp_path / "fp32.onnx", tmp_path / "fp16.onnx", tmp_path / "x.plan"
+    shutil.copy(source, fp32)
+    certified(source, fp32)
+    for step in (
+        ("quantize", fp32, "--precision", "fp16", "--keep", "head", "--output", fp16),
+        ("build", fp16, *BUILD, "--profile", "1", "--profile", "4,8,8", "--output", plan),
+    ):
+        done = call(*step)
+        assert done.code == 0, done
+    asked: list[bytes] = []
+
+    def remembered(content: bytes, *given: object, **more: object) -> object:
+        asked.append(content)
+        monkeypatch.setattr(gpu, "devices", lambda: ())  # the builder itself needs none, and here is none
+        built = engine_from_onnx(content, *given, **more)  # type: ignore[arg-type]
+        monkeypatch.setattr(gpu, "devices", lambda: ("one",))
+        return built
+
+    @contextlib.contextmanager
+    def runner(content: bytes, **more: object) -> Iterator[Strict]:
+        yield Strict(OnnxRuntimeRunner(spoilt(onnx.load_model_from_string(asked[-1]), 3.0), name="built here"))
+
+    @contextlib.contextmanager
+    def running(self: OpenedPlan, how: Running, **more: object) -> Iterator[Strict]:
+        yield Strict(OnnxRuntimeRunner(spoilt(open_onnx(fp16).graph, 3.0), name=plan.name))
+
+    monkeypatch.setattr(climbing, "engine_from_onnx", remembered)
+    monkeypatch.setattr(tensorrt, "TensorRtRunner", runner)
+    monkeypatch.setattr(cuda, "open_cuda", lambda package: None)
+    monkeypatch.setattr(OpenedPlan, "running", running)
+    monkeypatch.setattr(gpu, "devices", lambda: ("one",))
+    done = call("check", plan, "--noise-floor", "2")
+    complaint(done, "the runtime is wrong", "engine (x.plan) against precision", "first in stage1.block0.mlp", code=1)
+    assert len(asked) == 3  # two for the floor, and one with the inner tensors
+
+
 def test_drift_within_that_of_two_builds_is_no_fault(
     engine: Callable[[float], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,3 +285,6 @@ def test_drift_within_that_of_two_builds_is_no_fault(
     assert document["floor"]["builds"] == 3
     assert document["floor"]["pairs"] == 3
     assert document["floor"]["min_db"] < 40
+    assert (document["passed"], document["verdict"]) == (True, "agrees")
+    assert document["steps"][-1]["before"]["first_out"] is not None
+    assert document["steps"][-1]["excused"]

@@ -239,14 +239,15 @@ def test_profiles_must_fit_the_inputs() -> None:
 
 def test_what_the_parser_refuses_is_named() -> None:
     unknown = as_onnx('g (float[2] x) => (float[2] y) { ["here"] y = nowhere.Unheard(x) }')
-    message = refusal(GraphError, unknown)
+    message = refusal(AuditFailed, unknown)
     assert message.startswith("TensorRT-RTX refuses a.onnx: Unheard here: ")
     assert "lugin not found" in message
     assert message.endswith("; type: sepvit-deploy lint a.onnx")
     zero = as_onnx("""g (float[2,4] x) => (float[2,4] y)
     <float s = {0.1}, int8 zero = {3}> { q = QuantizeLinear(x, s, zero) y = DequantizeLinear(q, s, zero) }""")
     onnx.checker.check_model(zero)
-    message = refusal(GraphError, zero)
+    message = refusal(AuditFailed, zero)
+    assert AuditFailed.exit_code == 1
     assert message.startswith("TensorRT-RTX refuses a.onnx: QuantizeLinear ")
     assert "zero" in message
 
@@ -514,8 +515,8 @@ def test_an_inspection_that_crashes_does_not_cost_the_engine(
     done = inspected(monkeypatch, request(BATCHES), DEVICE, fail)
     assert done.plan
     assert done.inspector_json is None
-    assert done.warnings[-1].startswith("the engine was not inspected: TensorRT-RTX ")
-    assert words in done.warnings[-1]
+    assert done.uninspected.startswith("TensorRT-RTX ")
+    assert words in done.uninspected
 
 
 def test_a_package_that_the_inspection_lacks_does_not_cost_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -523,7 +524,7 @@ def test_a_package_that_the_inspection_lacks_does_not_cost_the_engine(monkeypatc
     done = inspected(monkeypatch, request(BATCHES), DEVICE, fail)
     assert done.plan
     assert done.inspector_json is None
-    assert done.warnings[-1] == "the engine was not inspected: cuda is not installed; type: pip install it"
+    assert done.uninspected == "cuda is not installed; type: pip install it"
 
 
 def test_a_timing_cache_is_written_and_a_foreign_one_is_an_error(

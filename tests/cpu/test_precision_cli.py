@@ -904,6 +904,8 @@ def test_a_file_that_is_not_accepted_is_taken_away(
     spec = spec_for(checkpoint, pictures)
     path = spec_file(tmp_path, replace(spec, acceptance=replace(spec.acceptance, agreement=1.0)))
     out = tmp_path / "build"
+    out.mkdir()
+    (out / "mine.plan").write_bytes(b"of an earlier run")
     done = call("deploy", path, "--out", out, "--json")
     complaint(
         done,

@@ -27,7 +27,6 @@ def test_the_modules_that_deal_with_tensorrt_are_found() -> None:
     assert {
         "engine_worker.py",
         "runners/tensorrt_engine.py",
-        "plan_probe.py",
         "timing_cache.py",
         "network.py",
     } <= found.keys()

@@ -97,7 +97,7 @@ def test_a_missing_folder(tmp_path: Path) -> None:
 
 
 def test_a_folder_as_output(tmp_path: Path) -> None:
-    text = f"{tmp_path} is a folder; expected a file to write; try --output {tmp_path}/model.onnx"
+    text = f"{tmp_path} is a folder; expected a file to write; name a file in it"
     for write in (lambda: require_writable(tmp_path), lambda: write_with_passport(tmp_path, b"x", PASSPORT)):
         with output_refused(text):
             write()

@@ -112,7 +112,8 @@ def test_auto_takes_tensorrt_where_there_is_a_gpu(
 def test_tensorrt_needs_a_gpu(machine: Machine) -> None:
     machine.packages = TENSORRT | RTX
     assert refusal(InputError, "tensorrt", gpu=False) == (
-        "--builder tensorrt, and no NVIDIA GPU is seen here; expected a machine with the GPU that the engine is for; "
+        "TensorRT builds on the GPU that the engine is for, and no NVIDIA GPU is seen here; "
+        "expected a machine with the GPU that the engine is for; "
         "type: sepvit-deploy doctor; TensorRT-RTX builds without a GPU: --builder rtx"
     )
 

@@ -205,3 +205,12 @@ def test_products_inside_nodes_count() -> None:
         f"y = If(c) <then_branch = {then}, else_branch = {otherwise}>", x="float[2,2] x, bool c", y="float[2,2] y"
     )
     assert products_of_graph(model) == [Product("the product that gives a", MATMUL, "FLOAT")]
+
+
+def test_two_products_that_swap_their_types_are_not_the_same() -> None:
+    file = [Product("a", MATMUL, "INT8"), Product("b", MATMUL, "HALF")]
+    require_same(file, [Product("other", MATMUL, "INT8"), Product("b", MATMUL, "HALF")], name="x.onnx")
+    with pytest.raises(
+        AuditFailed, match="a is INT8 in the file and HALF in the network, b is HALF in the file and INT8"
+    ):
+        require_same(file, [Product("a", MATMUL, "HALF"), Product("b", MATMUL, "INT8")], name="x.onnx")

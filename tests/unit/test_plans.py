@@ -209,7 +209,7 @@ OTHER = [
     (facts(), here(platform="linux aarch64"), "this machine is linux aarch64", "linux x86_64"),
     (facts(), here(devices=()), "no NVIDIA GPU is seen here", "sepvit-deploy doctor"),
     (facts(), here(devices=(replace(H200, compute_capability="8.0"),)), "has compute capability 8.0", "9.0"),
-    (rtx_facts(), here(builders={"rtx": "1.7.1.116"}), "has compute capability 9.0", "--compute-capability 9.0"),
+    (rtx_facts(), here(builders={"rtx": "1.7.1.116"}), "has compute capability 9.0", "none of RTX's"),
     (
         rtx_facts(compute_capabilities=("8.6",)),
         here(builders={"rtx": "1.7.1.116"}, devices=(replace(H200, compute_capability="8.9"),)),
