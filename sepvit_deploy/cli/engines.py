@@ -88,7 +88,10 @@ def _batches(facts: EngineFacts) -> str:
     """The batches that it takes, and those that it was tuned for."""
     if facts.batch is not None:
         return f"batch {facts.batch}"
-    return "; ".join(f"batch {p.minimum} to {p.maximum}, tuned for {p.optimum}" for p in facts.profiles)
+    return "; ".join(
+        f"batch {p.minimum}" if p.minimum == p.maximum else f"batch {p.minimum} to {p.maximum}, tuned for {p.optimum}"
+        for p in facts.profiles
+    )
 
 
 def _products(facts: EngineFacts) -> str:
