@@ -51,6 +51,6 @@ gpu: $(if $(GPU_PYTHON),,venv) ## the tests and the benchmark that need a GPU; G
 	PYTHONPATH=. $(or $(GPU_PYTHON),$(BIN)/python) benchmarks/gpu.py || failed=1; \
 	exit $$failed
 
-clean: ## remove everything that these targets and the tools made
-	rm -rf $(VENV) demo dist build .hypothesis .mypy_cache .pytest_cache .ruff_cache
+clean: ## remove what these targets and the tools made
+	rm -rf $(VENV) demo dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,14 +1,17 @@
 """SepViT from weights to a checked ONNX file, and on to the GPU.
 
     from pathlib import Path
-    from sepvit_deploy import audit, build, calibrate, check, export, load_graph, quantize
+    from sepvit_deploy import EngineSpec, Running, audit, build, calibrate, check, export, load_graph, open_model
+    from sepvit_deploy import quantize
 
     exported = export("t", Path("sepvit_t.onnx"))       # random weights unless weights=Path(...)
     assert check(exported.path).passed                    # against the model as the paper writes it
     print(audit(load_graph(exported.path)).operators)
     calibrate(exported.path, Path("photographs"), Path("t.scales.json"))
     quantize(exported.path, Path("t_int8.onnx"), precision="int8", scales=Path("t.scales.json"))
-    build(Path("t_int8.onnx"), Path("t_int8.plan"))       # TensorRT's engine; to run it: open_model(...).running(...)
+    build(Path("t_int8.onnx"), Path("t_int8.plan"), engine=EngineSpec(profiles=("1", "4,8,32")))
+    with open_model("t_int8.plan").running(Running()) as runner:  # on the GPU that it is for, or PlanError
+        logits = runner.run(images)["logits"]              # images: (B, 3, 224, 224) float32, see load_batch
 
 Importing this package loads nothing: each name is loaded when it is first asked for, and each function what it needs.
 """

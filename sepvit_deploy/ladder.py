@@ -212,7 +212,11 @@ def _trouble(compared: Compared, images: int) -> str:
     at = f"at {list(worst.index)} {worst.candidate:.4g} for {worst.reference:.4g}"
     if not tensor.finite:
         return f"{tensor.name} has numbers that are not finite, {at}"
-    return f"{tensor.name} differs by {tensor.relative:.1e} (SQNR {tensor.sqnr_db:.1f} dB), most {at}"
+    said = f"{tensor.name} differs by {tensor.relative:.1e} (SQNR {tensor.sqnr_db:.1f} dB), most {at}"
+    if tensor.name in compared.outputs:
+        return said
+    ends = [end for end in compared.tensors if end.name in compared.outputs and not end.within(compared.tolerance)]
+    return said + "".join(f"; {end.name} by {end.relative:.1e} (SQNR {end.sqnr_db:.1f} dB)" for end in ends[:1])
 
 
 def climb(

@@ -185,8 +185,9 @@ def obstacles(facts: EngineFacts, machine: Here) -> tuple[Obstacle, ...]:
     if facts.platform != machine.platform:
         found.append(Obstacle(f"this machine is {machine.platform}", facts.platform, "build it again here"))
     if not machine.devices:
-        hint = "take it to its GPU, or see sepvit-deploy doctor"
-        found.append(Obstacle("no NVIDIA GPU is seen here", "the GPU that the engine is for", hint))
+        kinds = ", ".join(facts.compute_capabilities or RTX_CAPABILITIES)
+        its = facts.device.name if facts.device else f"a GPU of compute capability {kinds}"
+        found.append(Obstacle("no NVIDIA GPU is seen here", its, "take it there; what is here: sepvit-deploy doctor"))
     else:
         found.append(_capability_obstacle(facts, machine.devices[0]))
     return tuple(obstacle for obstacle in found if obstacle is not None)

@@ -126,7 +126,8 @@ def _checked(what: str, cls: type[Any], values: dict[str, Any]) -> dict[str, Any
         else:
             good = type(value) is type(default)
         if not good:
-            raise OptionError(f"{what}.{entry.name} is {value!r:.60}", expected=f"the like of {json.dumps(default)}")
+            like = f"the like of {json.dumps(default)}" if default != () else 'a list of texts, ["...", "..."]'
+            raise OptionError(f"{what}.{entry.name} is {value!r:.60}", expected=like)
     return values
 
 
@@ -179,7 +180,17 @@ def _check_engine(spec: EngineSpec) -> None:
         for builder in get_args(Builder) if spec.builder == "auto" else (spec.builder,):
             spec.request(builder)
     except OptionError as error:
-        raise OptionError(f"engine: {error.found}", expected=error.expected, hint=error.hint) from error
+        found, expected, hint = (text and _as_keys(text) for text in (error.found, error.expected, error.hint))
+        raise OptionError(str(found), expected=expected, hint=hint) from error
+
+
+def _as_keys(text: str) -> str:
+    """The same with keys of the table for options of the command line."""
+    for entry in fields(EngineSpec):
+        option = "--" + entry.name.replace("_", "-")
+        for spelling in (option.removesuffix("s"), option.removesuffix("ies") + "y"):
+            text = re.sub(rf"{spelling}(?![a-z-])", f"engine.{entry.name}", text)
+    return text.replace("no such option", "no such key")
 
 
 def _parity(given: object, precision: Precision) -> ParitySpec:
@@ -203,8 +214,10 @@ _COMMENTS = {
     "precision": "type fp32, fp16 or int8; target tensorrt or cpu; keep lists patterns of layers that stay out of it",
     "calibration": "for int8: a folder or manifest of images (empty: --images); entropy, percentile, mse or minmax",
     "acceptance": "against the FP32 file on those images: share of equal top-1",
-    "engine": "builder tensorrt, rtx or auto; profiles as build's --profile; 0, -1 and nothing leave it to the builder",
-    "parity": "of the outputs; the engine against its ONNX file, the others against the model in torch",
+    "engine": 'builder tensorrt, rtx or auto; profiles such as ["1", "4,8,32"]; compute_capabilities, of rtx, such as\n'
+    '["8.6"]; 0, -1 and nothing leave it to the builder',
+    "parity": "of a form against the model in torch, of the engine against its ONNX file; they go with the precision.\n"
+    "INT8 is judged on images, by acceptance; here only a broken one is told from a whole one",
 }
 
 
@@ -213,7 +226,7 @@ def spec_text(spec: DeploymentSpec) -> str:
     lines = ["# sepvit-deploy deploy THIS.toml --out build", f"name = {json.dumps(spec.name)}"]
     for table, values in asdict(spec).items():
         if isinstance(values, dict):
-            lines += ["", *([f"# {_COMMENTS[table]}"] if table in _COMMENTS else []), f"[{table}]"]
+            lines += ["", *(f"# {line}" for line in _COMMENTS.get(table, "").splitlines()), f"[{table}]"]
             lines += [f"{key} = {_toml(value)}" for key, value in values.items()]
     return "\n".join(lines) + "\n"
 

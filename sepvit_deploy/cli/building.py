@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -57,7 +58,7 @@ def build(
     refittable: Annotated[bool, typer.Option("--refittable", help="Weights can be replaced in the engine.")] = False,
     require: Annotated[
         Literal["fp16", "int8"] | None,
-        typer.Option(help="Fail unless the engine computes in this precision.", show_default=False),
+        typer.Option(help="Fail unless the engine computes in this precision; needs its GPU.", show_default=False),
     ] = None,
     inspector: Annotated[
         Path | None,
@@ -75,6 +76,9 @@ def build(
     from sepvit_deploy import pipeline
     from sepvit_deploy.deployment import EngineSpec
 
+    if file.suffix in pipeline.PLANS or file.suffix == ".toml":
+        hint = "type: sepvit-deploy deploy " + shlex.quote(str(file)) if file.suffix == ".toml" else None
+        raise OptionError(f"{file} is a {'spec' if hint else 'plan'}", expected="an ONNX file", hint=hint)
     output = output or Path(f"{file.stem}.plan")
     require_other(output, file)
     if output.suffix not in pipeline.PLANS:  # every command knows a plan by its suffix

@@ -172,7 +172,7 @@ def check(
         Path | None, typer.Option(metavar="DIR|SET.toml", help="Pictures; random images without it.")
     ] = None,
     samples: Annotated[
-        int | None, typer.Option(help="Pictures of the ladder; default: 64 of them.", show_default=False)
+        int | None, typer.Option(help="Pictures to use for a plan or a spec; default: 64.", show_default=False)
     ] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where a SPEC.toml was deployed to.")] = Path("build"),
     noise_floor: Annotated[
@@ -192,7 +192,8 @@ def check(
     how = pipeline.Running(provider=provider, cuda=cuda, trust=trust)
     climbs = against is None and pipeline.has_ladder(file)
     if not climbs and (noise_floor or samples is not None):
-        raise OptionError("--noise-floor or --samples", expected="a plan or a spec to climb to")
+        given = f"--noise-floor {noise_floor}" if noise_floor else f"--samples {samples}"
+        raise OptionError(f"{given} with {file}", expected="a plan or a spec, whose forms are compared one by one")
     common: dict[str, Any] = {"weights": weights, "ema": ema, "images": images, "how": how}
     try:
         with show.progress() as report:

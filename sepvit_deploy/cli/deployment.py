@@ -42,7 +42,7 @@ def deploy(
             warn=show.warn,
         )
     if as_json:
-        show.json_document({**asdict(done), "path": str(done.path)})
+        show.json_document({**asdict(done), "path": str(done.path), "complete": done.complete})
     else:
         results.deployed(done)
 

@@ -151,7 +151,7 @@ def climbed(found: Climbed) -> None:
         say(f"{climb.floor.builds} builds of the FP32 file differ by {climb.floor.median_db:.1f} dB (median of pairs)")
     if found.block is not None:
         say(f"the engine's first block out of tolerance: {found.block}")
-    say(f"verdict: {climb.verdict}")
+    say(f"verdict: {climb.verdict}" + (f", as far as it went: {as_text(found.left_out)}" if found.left_out else ""))
 
 
 def diagnosis(found: PlanDiagnosis) -> None:

@@ -181,9 +181,10 @@ def deployed(done: Deployed) -> None:
     """The stages of a deployment, and what is left to do elsewhere."""
     rows = new_table(done.name, "stage", "result", "what was found")
     for step in done.steps:
-        rows.add_row(step.stage, "done" if step.done else "not here", as_text(step.found))
+        rows.add_row(step.stage, "done" if step.done else "not done", as_text(step.found))
     console().print(rows)
-    say(f"{done.path}: ready")
+    missing = [step.stage for step in done.steps if not step.done]
+    say(f"{done.path}: " + (f"made; NOT done: {', '.join(missing)}" if missing else "ready"))
 
 
 def _interval(share: Share) -> str:

@@ -47,6 +47,11 @@ class Deployed:
     path: Path
     steps: tuple[Step, ...]
 
+    @property
+    def complete(self) -> bool:
+        """True where every stage was done, judged and built what the spec asks for."""
+        return all(step.done for step in self.steps)
+
 
 def deploy(
     spec: DeploymentSpec,
@@ -275,7 +280,8 @@ def _accepted(
         AcceptanceFailed: its top-1 agrees too rarely with the FP32 file's.
     """
     if source is None or spec.model.task != "classify":
-        return Step("acceptance", False, "needs images and a classifier: sepvit-deploy evaluate --against")
+        why = "give --images DIR" if source is None else "that is for classifiers: compare maps with check --against"
+        return Step("acceptance", False, f"not judged: {why}")
     report("comparing with the FP32 file on the images")
     found = agreement_on(path, fp32, source, samples=spec.calibration.samples, progress=progress)
     if found.share < spec.acceptance.agreement:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,11 @@ def deployed(spec: DeploymentSpec, path: Path, out: Path, how: Running) -> tuple
     assert facts is not None
     if passport.parents[0].sha256 != file.sha256:
         raise PassportError(f"{plan} was built from another {lowered.name}", expected="this one", hint=again)
-    if spec.engine.builder not in ("auto", facts.builder) or request(facts) != _asked(spec, facts):
-        raise PassportError(f"{plan} was built otherwise", expected=f"as {path} says in engine", hint=again)
+    if spec.engine.builder not in ("auto", facts.builder):
+        raise PassportError(f"{plan} was built by {facts.builder}", expected=f"{spec.engine.builder}", hint=again)
+    built, asked = request(facts), _asked(spec, facts)
+    if other := [entry.name for entry in fields(built) if getattr(built, entry.name) != getattr(asked, entry.name)]:
+        raise PassportError(f"{plan} was built with other {', '.join(other)}", expected=f"as in {path}", hint=again)
     if obstacles := plans.obstacles(facts, plans.here()):
         return file, f"the ladder ends at {lowered.name}: {plan}: {obstacles[0].found}"
     return engine, ""
@@ -64,7 +67,7 @@ def _differences(spec: DeploymentSpec, file: OpenedOnnx) -> list[str]:
     }
     if spec.precision.type != "fp32":
         described["precision.keep"] = (file.keep, spec.precision.keep)
-    if spec.precision.type == "int8":
+    if spec.precision.type == "int8" == said.get("precision"):
         described["precision.target"] = (said.get("target"), spec.precision.target)
         described["precision.attention"] = (said.get("attention"), spec.precision.attention)
         described["precision.smooth"] = (_said(said, "smooth", "alpha") or 0.0, spec.precision.smooth)
