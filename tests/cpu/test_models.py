@@ -35,6 +35,7 @@ def test_a_provider_that_leaves_nodes_to_the_cpu_is_an_error(tmp_path: Path, mon
         OnnxRuntimeRunner(classifier(tmp_path / "foreign.onnx"), provider="cuda")
 
 
+@pytest.mark.filterwarnings("ignore:Specified provider")  # ONNX Runtime's own word for it
 def test_a_provider_that_does_not_load_is_not_the_graphs_fault(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
