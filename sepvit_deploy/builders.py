@@ -46,6 +46,11 @@ def available() -> dict[Builder, str]:
     return {builder: version for builder, version in found.items() if version}
 
 
+def whole(builder: Builder) -> str | None:
+    """The distribution that installs a builder whole, of the names that NVIDIA gives it; None where none does."""
+    return next((name for name in _WHOLE[builder] if _installed((name,))), None)
+
+
 def choose(name: Literal["tensorrt", "rtx", "auto"], *, gpu: bool) -> tuple[Builder, str]:
     """The builder to use, and its version.
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sepvit_deploy import plans
+from sepvit_deploy import builders, plans
 from sepvit_deploy.artifact import Parent
 from sepvit_deploy.building import EngineFacts
 from sepvit_deploy.plans import Here, Obstacle
@@ -84,15 +84,12 @@ def diagnose() -> Diagnosis:
     """Look at this machine; every import is tried in a process of its own, since native libraries may crash."""
     import platform
 
-    modules = sorted(
-        {module for _, _, packages in _ABILITIES for d, module in packages.items() if module and _version(d)}
-    )
+    asked = [(name, extra, _as_installed(extra, packages)) for name, extra, packages in _ABILITIES]
+    modules = sorted({module for _, _, packages in asked for d, module in packages.items() if module and _version(d)})
     broken = {module: reason for module in modules if (reason := _import_failure(module))}
     gpus = _gpus()
     abilities = []
-    for name, extra, packages in _ABILITIES:
-        if extra == "cpu" and _version("onnxruntime-gpu") and not _version("onnxruntime"):
-            packages = {"onnxruntime-gpu": "onnxruntime"}  # it runs on a CPU as well
+    for name, extra, packages in asked:
         found = {d: version for d in packages if (version := _version(d))}
         missing = tuple(d for d in packages if d not in found)
         bad = {module: broken[module] for d, module in packages.items() if d in found and module in broken}
@@ -112,6 +109,19 @@ def diagnose() -> Diagnosis:
         abilities=tuple(abilities),
         warnings=tuple(_warnings()),
     )
+
+
+def _as_installed(extra: str, packages: dict[str, str]) -> dict[str, str]:
+    """The packages of an ability, where what it needs is installed under another name."""
+    if extra == "cpu" and _version("onnxruntime-gpu") and not _version("onnxruntime"):
+        return {"onnxruntime-gpu": "onnxruntime"}  # it runs on a CPU as well
+    if extra not in ("tensorrt", "rtx"):
+        return packages
+    name = builders.whole(extra)  # type: ignore[arg-type]
+    if name is None or name in packages:
+        return packages
+    rest = {d: module for d, module in packages.items() if d in ("cuda-bindings", "polygraphy")}
+    return {name: "tensorrt" if extra == "tensorrt" else "tensorrt_rtx"} | rest
 
 
 def _version(distribution: str) -> str | None:

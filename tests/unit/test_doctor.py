@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sepvit_deploy import doctor
+from sepvit_deploy import builders, doctor
 from sepvit_deploy.doctor import Ability, Diagnosis, diagnose
 
 TORCH = {"torch": "2.9.0", "onnxscript": "0.5.4", "onnxsim": "0.4.36", "safetensors": "0.5.0"}
@@ -29,6 +29,9 @@ class Machine:
         monkeypatch.setattr(doctor, "_version", lambda name: self.packages.get(name))
         monkeypatch.setattr(doctor, "_import_failure", self._import_failure)
         monkeypatch.setattr(doctor, "_gpus", lambda: self.gpus)
+        monkeypatch.setattr(
+            builders, "_installed", lambda names: next(filter(None, map(self.packages.get, names)), None)
+        )
 
     def _import_failure(self, module: str) -> str | None:
         self.tried.append(module)
@@ -71,6 +74,21 @@ def test_an_empty_machine_says_what_to_type(machine: Machine) -> None:
 def test_a_machine_with_a_gpu_needs_no_other(machine: Machine) -> None:
     machine.gpus = GPU
     assert machine.ability(TRT).hint == "pip install 'sepvit-deploy[tensorrt]'"
+
+
+def test_builders_under_another_of_their_names(machine: Machine) -> None:
+    machine.packages = {
+        "tensorrt-cu13": "11.4.0",
+        "cuda-bindings": "13.0.0",
+        "polygraphy": "0.53.0",
+        "tensorrt-rtx": "1.7",
+    }
+    assert machine.ability(TRT).ready
+    assert machine.ability(TRT).packages["tensorrt-cu13"] == "11.4.0"
+    assert machine.ability(RTX_BUILD).ready
+    assert {"tensorrt", "tensorrt_rtx"} <= set(machine.tried)  # a package that is there may still not import
+    del machine.packages["cuda-bindings"]
+    assert machine.ability(TRT).missing == ("cuda-bindings",)
 
 
 def test_one_missing_package(machine: Machine) -> None:
