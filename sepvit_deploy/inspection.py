@@ -192,7 +192,7 @@ class Inspection:
         hidden = [r for r in self.layers if r.kind == "region" and (not r.nodes or PRODUCT_OPS & operators(r.nodes))]
         if hidden:
             raise AuditFailed(
-                f"what {name} computes in {_names(hidden)} is not visible",
+                f"what {name} computes in {_listed([layer.name for layer in hidden])} is not visible",
                 expected=f"kernels, with products in {wanted}",
                 hint=more,
             )
@@ -207,18 +207,19 @@ class Inspection:
         if odd:
             kinds = " and ".join(sorted({layer.precision for layer in odd}))
             only = "every product in FP32" if precision == "fp32" else f"products in {wanted} and none in FP32"
-            raise AuditFailed(f"{name} computes {_names(odd)} in {kinds}; products: {counted}", expected=only)
+            raise AuditFailed(
+                f"{name} computes {_listed([layer.name for layer in odd])} in {kinds}; products: {counted}",
+                expected=only,
+            )
         if precision == "int8":
             self._require_int8(products, quantized, name)
 
     def _require_int8(self, products: Sequence[EngineLayer], quantized: Collection[str], name: str) -> None:
         computed = {node for layer in products if layer.precision == "INT8" for node in layer.nodes}
         if lacking := [node for node in quantized if node not in computed]:
-            shown = ", ".join(lacking[:MOST_NAMES])
-            more = f" and {len(lacking) - MOST_NAMES} more" if len(lacking) > MOST_NAMES else ""
             raise AuditFailed(
-                f"{name} is not seen to compute {shown}{more} in INT8: {len(lacking)} of the {len(quantized)} products "
-                "that its file has in INT8",
+                f"{name} is not seen to compute {_listed(lacking)} in INT8: {len(lacking)} of the {len(quantized)} "
+                "products that its file has in INT8",
                 expected="all of them in INT8",
             )
 
@@ -302,9 +303,9 @@ def _milliseconds(layers: Iterable[EngineLayer]) -> float | None:
     return math.fsum(times) if times else None
 
 
-def _names(layers: Sequence[EngineLayer]) -> str:
-    shown = ", ".join(f"{layer.name:.80}" for layer in layers[:MOST_NAMES])
-    return shown + (f" and {len(layers) - MOST_NAMES} more" if len(layers) > MOST_NAMES else "")
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(f"{name:.80}" for name in names[:MOST_NAMES])
+    return shown + (f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else "")
 
 
 def _allowed(layer: EngineLayer, patterns: Sequence[str]) -> bool:
