@@ -5,25 +5,21 @@ Batches are numbers of images. Nothing here imports a builder.
 
 from __future__ import annotations
 
-import json
 import math
 import re
-import types
-import typing
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, get_args
 
 from sepvit_deploy.errors import OptionError
 from sepvit_deploy.gpu import Device
+from sepvit_deploy.records import plain, record
 from sepvit_deploy.spec import MAX_BATCH
 
 Precision = Literal["fp32", "fp16", "int8"]
 Builder = Literal["tensorrt", "rtx"]
 Hardware = Literal["ampere+", "same-cc"]
 BUILDER_NAMES: dict[Builder, str] = {"tensorrt": "TensorRT", "rtx": "TensorRT-RTX"}
-_R = TypeVar("_R")
 MAX_WORKSPACE_MB = 1 << 20
 LEVELS = range(6)
 
@@ -137,12 +133,12 @@ class BuildRequest:
 
     def to_dict(self) -> dict[str, Any]:
         """A plain dictionary that JSON can hold."""
-        return _plain(self)
+        return plain(self)
 
     @classmethod
     def from_dict(cls, values: object) -> BuildRequest:
         """The inverse of `to_dict`; ValueError or TypeError on anything else."""
-        return _record(cls, values)
+        return record(cls, values)
 
 
 @dataclass(frozen=True)
@@ -167,7 +163,7 @@ class NetworkFacts:
     @classmethod
     def from_dict(cls, values: object) -> NetworkFacts:
         """Read what `dataclasses.asdict` gives; ValueError or TypeError on anything else."""
-        return _record(cls, values)
+        return record(cls, values)
 
 
 @dataclass(frozen=True)
@@ -214,58 +210,13 @@ class EngineFacts:
 
     def to_dict(self) -> dict[str, Any]:
         """A plain dictionary that JSON can hold."""
-        return _plain(self)
+        return plain(self)
 
     @classmethod
     def from_dict(cls, values: object) -> EngineFacts:
         """The inverse of `to_dict`; ValueError or TypeError on anything else."""
-        return _record(cls, values)
+        return record(cls, values)
 
 
 def _repeated(items: tuple[Any, ...]) -> Any:
     return next(item for item in items if items.count(item) > 1)
-
-
-def _plain(record: Any) -> dict[str, Any]:
-    plain: dict[str, Any] = json.loads(json.dumps(asdict(record), default=str, allow_nan=False))
-    return plain
-
-
-def _record(kind: type[_R], values: object) -> _R:
-    """A dataclass out of JSON, every key there and every type right; ValueError or TypeError otherwise."""
-    if not isinstance(values, Mapping):
-        raise TypeError(f"{kind.__name__} is {values!r:.60}")
-    names = [entry.name for entry in fields(kind)]  # type: ignore[arg-type]
-    if differing := sorted(map(str, set(names) ^ values.keys())):
-        raise ValueError(f"unknown or missing keys of {kind.__name__}: {', '.join(differing)}")
-    hints = typing.get_type_hints(kind)
-    try:
-        return kind(**{name: _typed(name, hints[name], values[name]) for name in names})
-    except OptionError as error:
-        raise ValueError(str(error)) from error
-
-
-def _typed(name: str, hint: Any, value: Any) -> Any:
-    """`value` as `hint` wants it: a JSON list becomes a tuple, a JSON object a record."""
-    origin, inner = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return value
-    if origin in (types.UnionType, typing.Union):
-        return None if value is None else _typed(name, next(arm for arm in inner if arm is not type(None)), value)
-    if origin is Literal:
-        if value not in inner:
-            raise ValueError(f"{name} is {value!r:.60}")
-        return value
-    if origin in (tuple, list) and isinstance(value, list):
-        return origin(_typed(name, inner[0], item) for item in value)
-    if origin is dict and isinstance(value, Mapping):
-        return {_typed(name, inner[0], key): _typed(name, inner[1], item) for key, item in value.items()}
-    if is_dataclass(hint):
-        return _record(hint, value)  # type: ignore[arg-type]
-    if hint is Path and type(value) is str:
-        return Path(value)
-    if hint is float and type(value) in (int, float):
-        return float(value)
-    if type(value) is not hint:
-        raise TypeError(f"{name} is {value!r:.60}")
-    return value

@@ -14,13 +14,15 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PACKAGE = "sepvit_deploy"
 STAGES = "export simplify smooth audit calibrate precision headroom lint engine engine_worker"
-STAGES += " parity evaluate sensitivity bench predict doctor inspection ladder plan_probe"
+STAGES += (
+    " parity evaluate sensitivity bench limit comparison capacity report predict doctor inspection ladder plan_probe"
+)
 ROWS: tuple[tuple[int, str], ...] = (
     (0, "errors"),
-    (0, "optional variants confidence ranges gpu triton_releases"),
+    (0, "optional variants confidence ranges gpu triton_releases records"),
     (1, "spec likeness inspector"),
     (1, "artifact images labels building"),
-    (1, "image_sets scales journal accuracy deployment"),
+    (1, "image_sets scales journal accuracy deployment latency"),
     (1, "spec_file"),
     (1, "builders"),
     (2, "graph model"),
