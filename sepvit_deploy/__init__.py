@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sepvit_deploy.artifact import Passport, read_passport
     from sepvit_deploy.audit import Audit, audit
-    from sepvit_deploy.bench import Point, bench
     from sepvit_deploy.building import Profile
+    from sepvit_deploy.comparison import Crossover, Ratio, crossovers, ratios
     from sepvit_deploy.deployment import DeploymentSpec, EngineSpec, default_spec
     from sepvit_deploy.doctor import Diagnosis, PlanDiagnosis, diagnose, diagnose_plan
     from sepvit_deploy.errors import (
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from sepvit_deploy.export import onnx_from_torch
     from sepvit_deploy.graph import load_graph
     from sepvit_deploy.images import load_batch, load_image, preprocess
+    from sepvit_deploy.latency import Point, Results, read_results, write_results
     from sepvit_deploy.lint import LintReport, lint
     from sepvit_deploy.model.checkpoint import load_checkpoint
     from sepvit_deploy.model.rewrite import rewrite
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
         Exported,
         Lowered,
         Running,
+        bench,
         build,
         calibrate,
         check,
@@ -97,6 +99,7 @@ __all__ = [
     "CheckFailed",
     "CheckpointError",
     "Climbed",
+    "Crossover",
     "Deployed",
     "DeploymentSpec",
     "DeviceError",
@@ -126,6 +129,8 @@ __all__ = [
     "Prediction",
     "Preprocessing",
     "Profile",
+    "Ratio",
+    "Results",
     "Running",
     "ScaleTable",
     "Sensitivity",
@@ -142,6 +147,7 @@ __all__ = [
     "check",
     "climb",
     "compare",
+    "crossovers",
     "default_spec",
     "deploy",
     "diagnose",
@@ -158,19 +164,23 @@ __all__ = [
     "predict",
     "preprocess",
     "quantize",
+    "ratios",
     "read_passport",
+    "read_results",
     "read_scales",
     "read_spec",
     "rewrite",
     "sensitivity",
     "simplify",
     "smooth",
+    "write_results",
 ]
 
 _PUBLIC = {
     "artifact": "Passport read_passport",
     "audit": "Audit audit",
-    "bench": "Point bench",
+    "comparison": "Crossover Ratio crossovers ratios",
+    "latency": "Point Results read_results write_results",
     "building": "Profile",
     "deployment": "DeploymentSpec EngineSpec default_spec",
     "doctor": "Diagnosis PlanDiagnosis diagnose diagnose_plan",
@@ -186,8 +196,8 @@ _PUBLIC = {
     "model.rewrite": "rewrite",
     "model.sepvit": "build_model",
     "parity": "Parity Tolerance compare",
-    "pipeline": "Climbed Deployed Engine Exported Lowered Running build calibrate check climb deploy evaluate export "
-    "open_model quantize sensitivity smooth",
+    "pipeline": "Climbed Deployed Engine Exported Lowered Running bench build calibrate check climb deploy evaluate "
+    "export open_model quantize sensitivity smooth",
     "predict": "Prediction predict",
     "runners.onnxruntime": "OnnxRuntimeRunner",
     "runners.tensorrt": "TensorRtRunner",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from sepvit_deploy import graph as graphs
 from sepvit_deploy.errors import AuditFailed
+from sepvit_deploy.work import batch_of, input_of, kind_of, macs_of
 
 if TYPE_CHECKING:
     import onnx
@@ -95,8 +96,8 @@ def audit(model: onnx.ModelProto) -> Audit:
     """
     shapes = graphs.static_shapes(graphs.with_batch(model, 1))
     nodes = [node for part in graphs.nested(model.graph, *model.functions) for node in part.node]
-    operators = Counter(_kind(node) for node in nodes)
-    macs = _macs(nodes, shapes)
+    operators = Counter(kind_of(node) for node in nodes)
+    macs = macs_of(nodes, shapes)
     return Audit(
         opset=graphs.opset(model),
         inputs=_signature(model.graph.input),
@@ -104,7 +105,7 @@ def audit(model: onnx.ModelProto) -> Audit:
         nodes=len(nodes),
         operators=dict(operators.most_common()),
         parameters=_parameters(model, nodes),
-        macs=None if macs is None else macs // _batch(model, shapes),
+        macs=None if macs is None else macs // batch_of(model, shapes),
         bytes=model.ByteSize(),
         findings=tuple(_findings(model, nodes)),
     )
@@ -117,61 +118,18 @@ def _signature(values: object) -> dict[str, list[int | str]]:
     }
 
 
-def _kind(node: onnx.NodeProto) -> str:
-    """The operator's name, after its domain where that is not the standard one."""
-    return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
-
-
-def _input(node: onnx.NodeProto, position: int) -> str:
-    """Name of an input; empty where the node has none there."""
-    return node.input[position] if position < len(node.input) else ""
-
-
-def _batch(model: onnx.ModelProto, shapes: dict[str, tuple[int | None, ...]]) -> int:
-    """Images in a batch: the first dimension of the first input of rank 4."""
-    images = [shape for value in model.graph.input if len(shape := shapes.get(value.name, ())) == 4]
-    return (images[0][0] if images else None) or 1
-
-
 def _parameters(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> int:
     from onnx import TensorProto
 
     floating = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE, TensorProto.INT8)
     held = [tensor for graph in graphs.nested(model.graph) for tensor in getattr(graph, "initializer", ())]
-    held += [attribute.t for node in nodes if _kind(node) == "Constant" for attribute in node.attribute]
+    held += [attribute.t for node in nodes if kind_of(node) == "Constant" for attribute in node.attribute]
     return sum(prod(tensor.dims) for tensor in held if tensor.data_type in floating)
-
-
-def _macs(nodes: list[onnx.NodeProto], shapes: dict[str, tuple[int | None, ...]]) -> int | None:
-    """Multiply-accumulates of Conv, MatMul and Gemm: outputs times what is summed for each."""
-    total = 0
-    for node in nodes:
-        kind = _kind(node)
-        if kind not in ("Conv", "MatMul", "Gemm"):
-            continue
-        output, first, second = (shapes.get(n, (None,)) for n in (node.output[0], _input(node, 0), _input(node, 1)))
-        if kind == "Conv":
-            summed: tuple[int | None, ...] = second[1:]
-        elif kind == "MatMul":
-            summed = first[-1:]
-        else:
-            transposed = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
-            summed = first[:1] if transposed else first[-1:]
-        product = _known_product((*output, *summed))
-        if product is None:
-            return None
-        total += product
-    return total
-
-
-def _known_product(dims: tuple[int | None, ...]) -> int | None:
-    known = [dim for dim in dims if dim is not None]
-    return prod(known) if len(known) == len(dims) else None
 
 
 def _findings(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> Iterator[Finding]:
     constants = {t.name for graph in graphs.nested(model.graph) for t in getattr(graph, "initializer", ())}
-    constants |= {output for node in nodes if _kind(node) == "Constant" for output in node.output}
+    constants |= {output for node in nodes if kind_of(node) == "Constant" for output in node.output}
     producer = {output: node for node in nodes for output in node.output if output}
     allowed = AIMED_AT | (GELU_BEFORE_20 if graphs.opset(model) < 20 else frozenset())
     if any(t.data_type in _LOWERED for graph in graphs.nested(model.graph) for t in getattr(graph, "initializer", ())):
@@ -179,14 +137,14 @@ def _findings(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> Iterator[F
     if graphs.opset(model) == 0:
         yield Finding("domain", "the graph", "uses no standard ONNX operators")
     for node in nodes:
-        kind = _kind(node)
+        kind = kind_of(node)
         name = node.name or next(filter(None, node.output), kind)
         if kind in _CONTROL_FLOW or any(a.HasField("g") or a.graphs for a in node.attribute):
             yield Finding("control-flow", name, f"{kind} is control flow: TensorRT cannot fuse across it")
         elif kind in _DATA_DEPENDENT:
             yield Finding("data-dependent", name, f"{kind} moves single elements by index or by value")
         elif kind == "Gather":
-            reason = "rolls or permutes" if _input(node, 1) in constants else "takes elements that the data choose"
+            reason = "rolls or permutes" if input_of(node, 1) in constants else "takes elements that the data choose"
             yield Finding("gather", name, f"Gather {reason}: use Slice, Split or Transpose")
         elif kind in _SHAPE_CHAIN:
             yield Finding("shape-chain", name, f"{kind} computes with shapes at run time")
@@ -212,15 +170,15 @@ def _is_roll(node: onnx.NodeProto, producer: dict[str, onnx.NodeProto]) -> bool:
 
 def _is_decomposed_layernorm(node: onnx.NodeProto, producer: dict[str, onnx.NodeProto]) -> bool:
     """A square root over a mean, an epsilon in between: the tail of a variance."""
-    above = producer.get(_input(node, 0))
-    if _kind(node) not in ("Sqrt", "Pow") or above is None or _kind(above) != "Add":
+    above = producer.get(input_of(node, 0))
+    if kind_of(node) not in ("Sqrt", "Pow") or above is None or kind_of(above) != "Add":
         return False
     for name in above.input:
         source = producer.get(name)
         for _ in producer:  # bounded: a graph from elsewhere may be a circle
-            if source is None or _kind(source) not in _PASSING:
+            if source is None or kind_of(source) not in _PASSING:
                 break
-            source = producer.get(_input(source, 0))
-        if source is not None and _kind(source) in ("ReduceMean", "GlobalAveragePool"):
+            source = producer.get(input_of(source, 0))
+        if source is not None and kind_of(source) in ("ReduceMean", "GlobalAveragePool"):
             return True
     return False

@@ -1,158 +1,301 @@
-"""Latency per batch: warmed up until it settles, engines and batches interleaved, with the spread beside the median."""
+"""Latency per batch: warmed up until it settles, all points interleaved in rounds of random order, at a known pace.
+
+A point is one engine at one batch. Its turn in a round is: the machine's pace, a run that is not timed (another engine
+or another batch ran before), and a few timed runs. So an engine meets its own data in the caches as it would alone,
+and yet every point is spread over the whole time of the run.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import os
+import gc
+import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
 from typing import TYPE_CHECKING
 
-from sepvit_deploy import gpu
-from sepvit_deploy.errors import OptionError
+from sepvit_deploy.conditions import Look, conditions_of
+from sepvit_deploy.errors import OptionError, SepvitError
+from sepvit_deploy.latency import Boundary, Failure, Point
+from sepvit_deploy.runners.base import Once, Resident
 
 if TYPE_CHECKING:
     from sepvit_deploy.runners.base import Array, Runner
 
-WINDOW = 5
-SETTLED = 0.05
-"""Warm-up ends when the medians of two successive windows of runs differ by less than this share."""
-MAX_WARMUP_RUNS = 40
+ROUNDS = 20
+"""Rounds that a point's samples and seconds are spread over."""
 INPUTS = 4
 """Different inputs that the runs rotate through, so that no run meets its own data in the cache."""
+LOOK_S = 0.2
+"""Least time between two looks at the machine."""
+SETTLED = 0.05
+"""A warm-up ends when the medians of two successive windows of runs differ by less than this share."""
+WARM_UP_S, MOST_WARM_UP_S = 0.5, 10.0
+"""Least and most time of a warm-up, where it has three runs or more by then."""
+UNTIMED_S = 0.005
+"""Time of the runs that open a turn, one at the least."""
 
 
 @dataclass(frozen=True)
-class Point:
-    """The latency of one engine at one batch, in milliseconds for the whole batch.
+class Subject:
+    """A runner and the batches to time it at.
 
     Attributes:
-        spread: (p90 - p10) / p50.
-        settled: False where warm-up ended before the median settled; the figures are then not to be trusted.
+        load: the pictures of the k-th of a few batches, decoded and prepared; None for random images.
     """
 
-    engine: str
+    runner: Runner
+    batches: tuple[int, ...]
+    load: Callable[[int, int], Array] | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What came of a run.
+
+    Attributes:
+        gauges: what each gauge gave, round by round.
+        interrupted: Ctrl-C ended it; the points are what was measured until then.
+    """
+
+    points: tuple[Point, ...]
+    failures: tuple[Failure, ...]
+    gauges: dict[str, tuple[float, ...]]
+    interrupted: bool
+
+
+@dataclass
+class _Job:
+    """A point under measurement."""
+
+    subject: Subject
     batch: int
-    samples_ms: tuple[float, ...]
-    settled: bool
-
-    @property
-    def p50_ms(self) -> float:
-        return self.quantile_ms(0.5)
-
-    def quantile_ms(self, share: float) -> float:
-        """The sample at ``share`` of the sorted ones, linearly interpolated."""
-        ordered = sorted(self.samples_ms)
-        place = share * (len(ordered) - 1)
-        low = int(place)
-        high = min(low + 1, len(ordered) - 1)
-        return ordered[low] + (place - low) * (ordered[high] - ordered[low])
-
-    @property
-    def spread(self) -> float:
-        return (self.quantile_ms(0.9) - self.quantile_ms(0.1)) / self.p50_ms
-
-    @property
-    def images_per_s(self) -> float:
-        return 1000 * self.batch / self.p50_ms
-
-
-def conditions(threads: int | None, *, on_gpu: bool = False) -> dict[str, object]:
-    """What the figures depend on: processor, cores, load, threads; and the GPU, where something runs there."""
-    import platform
-
-    model = platform.processor() or platform.machine()
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            model = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), model)
-    devices = gpu.devices() if on_gpu else ()
-    return {
-        "boundary": f"end to end{'' if on_gpu else ' on the CPU'}, input and output in host memory",
-        "device": " and ".join([*(device.name for device in devices[:1]), model]),
-        "cores": os.cpu_count(),
-        "threads": threads or "the runtime's choice",
-        "load_1min": round(os.getloadavg()[0], 2),
-    }
+    once: Once | None = None
+    settled: bool = False
+    failed: bool = False
+    spent_ms: float = 0.0
+    samples: list[float] = field(default_factory=list)
+    enqueues: list[float] = field(default_factory=list)
+    rounds: list[int] = field(default_factory=list)
+    paces: list[float] = field(default_factory=list)
+    looks: list[Look] = field(default_factory=list)
 
 
 def bench(
-    runners: Sequence[Runner],
-    batches: Sequence[int],
+    subjects: Sequence[Subject],
     *,
+    boundary: Boundary = "compute",
     seconds: float = 3.0,
-    least: int = 10,
+    least: int = 100,
+    pace: Callable[[], float] | None = None,
+    gauges: Mapping[str, Callable[[], float]] | None = None,
+    look: Callable[[], Look] | None = None,
     progress: Callable[[float], None] = lambda share: None,
     clock: Callable[[], float] = time.perf_counter,
-) -> list[Point]:
-    """Measure every runner at every batch.
+) -> Measured:
+    """Measure every subject at each of its batches, until all points have ``least`` samples and ``seconds``.
 
-    The points take turns in random order, one run each, until all have ``least`` samples and ``seconds`` of their own.
+    An engine that fails at a batch is dropped there, and the rest goes on.
 
     Args:
+        boundary: what is timed, see `latency.BOUNDARIES`; ``end-to-end`` needs subjects that load pictures.
+        pace: milliseconds of something that never changes, taken before each turn.
+        gauges: what else to take in every round.
+        look: the conditions of the machine, taken between runs.
         progress: called with the share done, 0 to 1.
-        clock: seconds, monotonic.
+        clock: seconds, monotonic; for runners that time nothing on a device.
 
     Raises:
-        OptionError: a batch that an engine with a fixed batch does not take, or ``least`` below 1.
+        OptionError: a batch that an engine does not take, an engine without a fixed image size, or nothing to load.
     """
     import random
 
-    import numpy as np
-
     if least < 1:
         raise OptionError(f"least is {least}", expected="1 sample of each point, or more")
-    rng = np.random.default_rng(0)
-    jobs: list[tuple[Runner, int, list[Array]]] = []
-    for runner in runners:
-        fixed, channels, *size = runner.input_shape
-        if channels is None or None in size:
-            raise OptionError(f"{runner.name} has no fixed image size", expected="a file as export writes it")
-        for batch in batches:
-            if fixed not in (None, batch):
-                raise OptionError(f"--batch {batch}", expected=f"{fixed}, the only batch of {runner.name}")
-            shape = (batch, channels, *size)
-            jobs.append((runner, batch, [rng.standard_normal(shape, dtype=np.float32) for _ in range(INPUTS)]))  # type: ignore[arg-type]
+    jobs = [_Job(subject, batch) for subject in subjects for batch in subject.batches]
+    for job in jobs:
+        _require_batch(job)
+        if boundary == "end-to-end" and job.subject.load is None:
+            raise OptionError("end-to-end without pictures", expected="some to decode: --images DIR")
+    failures: list[Failure] = []
+    taken: dict[str, list[float]] = {name: [] for name in gauges or {}}
+    watch = _Watch(look)
+    shuffle = random.Random(0)
+    interrupted = False
+    share = 0.0
+    random_inputs = functools.cache(_random_inputs)
+    try:
+        for job in jobs:
+            with _failing(job, failures):
+                job.once = _once(job, boundary, random_inputs, clock)
+                job.settled = _warm_up(job.once, seconds)
+        while open_jobs := [job for job in jobs if not job.failed and not _done(job, seconds, least)]:
+            for name, gauge in (gauges or {}).items():
+                taken[name].append(gauge())
+            shuffle.shuffle(open_jobs)
+            for job in open_jobs:
+                with _failing(job, failures):
+                    _turn(job, pace, seconds, least)
+                    watch.look_at(job)
+                share = max(share, _share(jobs, seconds, least))
+                progress(share)
+    except KeyboardInterrupt:
+        interrupted = True
+    points = [_point(job, _done(job, seconds, least)) for job in jobs if job.samples]
+    return Measured(tuple(points), tuple(failures), {name: tuple(found) for name, found in taken.items()}, interrupted)
 
-    def run_ms(job: int, k: int) -> float:
-        runner, _, inputs = jobs[job]
+
+def _require_batch(job: _Job) -> None:
+    runner = job.subject.runner
+    fixed, channels, *size = runner.input_shape
+    if channels is None or None in size:
+        raise OptionError(f"{runner.name} has no fixed image size", expected="a file as export writes it")
+    if fixed not in (None, job.batch):
+        raise OptionError(f"--batch {job.batch}", expected=f"{fixed}, the only batch of {runner.name}")
+
+
+@contextlib.contextmanager
+def _failing(job: _Job, failures: list[Failure]) -> Iterator[None]:
+    """Drop a point whose engine fails, and keep what it said."""
+    try:
+        yield
+    except SepvitError as error:
+        job.failed = True
+        failures.append(Failure(job.subject.runner.name, job.batch, str(error)))
+
+
+def _random_inputs(shape: tuple[int, ...]) -> list[Array]:
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal(shape, dtype=np.float32) for _ in range(INPUTS)]
+
+
+def _once(
+    job: _Job, boundary: Boundary, random_inputs: Callable[[tuple[int, ...]], list[Array]], clock: Callable[[], float]
+) -> Once:
+    """One timed run of a point, at a boundary."""
+    runner, load, batch = job.subject.runner, job.subject.load, job.batch
+    if boundary == "end-to-end" and load is not None:
+
+        def whole(k: int) -> tuple[float, None]:
+            start = clock()
+            runner.run(load(batch, k % INPUTS))
+            return (clock() - start) * 1000, None
+
+        return whole
+    if load is not None:
+        inputs = [load(batch, k) for k in range(INPUTS)]
+    else:
+        inputs = random_inputs((batch, *(dim or 0 for dim in runner.input_shape[1:])))
+    if boundary == "compute" and isinstance(runner, Resident):
+        return runner.resident(inputs)
+
+    def copied(k: int) -> tuple[float, None]:
         images = inputs[k % INPUTS]
         start = clock()
         runner.run(images)
-        return (clock() - start) * 1000
+        return (clock() - start) * 1000, None
 
-    settled = [_warm_up(functools.partial(run_ms, j), seconds) for j in range(len(jobs))]
-    samples: list[list[float]] = [[] for _ in jobs]
-    spent_ms = [0.0] * len(jobs)  # kept, since summing again each time would cost more than a fast engine
-    shuffle = random.Random(0)
-    while open_jobs := [j for j in range(len(jobs)) if len(samples[j]) < least or spent_ms[j] < seconds * 1000]:
-        shuffle.shuffle(open_jobs)
-        for j in open_jobs:
-            samples[j].append(run_ms(j, len(samples[j])))
-            spent_ms[j] += samples[j][-1]
-        done = [
-            min(1.0, len(points) / least, spent / (seconds * 1000) if seconds else 1.0)
-            for points, spent in zip(samples, spent_ms, strict=True)
-        ]
-        progress(sum(done) / len(done))
-    return [
-        Point(runner.name, batch, tuple(points), ok)
-        for (runner, batch, _), points, ok in zip(jobs, samples, settled, strict=True)
-    ]
+    return copied
 
 
-def _warm_up(run: Callable[[int], float], seconds: float) -> bool:
-    """Run until the moving median settles; False if it never does."""
-    from statistics import median
-
+def _warm_up(once: Once, seconds: float) -> bool:
+    """Run until the median of a window of runs is that of the window before; False if it never is."""
+    least_ms, most_ms = 1000 * min(WARM_UP_S, seconds), 1000 * MOST_WARM_UP_S
     times: list[float] = []
-    while len(times) < MAX_WARMUP_RUNS:
-        times.append(run(len(times)))
-        if len(times) >= 2 * WINDOW:
-            before = median(times[-2 * WINDOW : -WINDOW])
-            now = median(times[-WINDOW:])
-            if abs(now - before) <= SETTLED * before:
+    spent = 0.0
+    while spent < most_ms or len(times) < 3:
+        times.append(once(len(times))[0])
+        spent += times[-1]
+        window = len(times) // 3
+        if spent >= least_ms and window >= 1 and (len(times) % 3 == 0):
+            before, now = median(times[-2 * window : -window]), median(times[-window:])
+            if abs(now - before) <= SETTLED * before and (window >= 3 or spent >= 3 * least_ms):
                 return True
-        elif sum(times) > max(seconds, 1.0) * 1000 and len(times) >= 3:
-            return abs(times[-1] - times[-2]) <= SETTLED * times[-2]  # slow engines: each run is long enough by itself
+        if len(times) >= 30_000:
+            return False
     return False
+
+
+def _turn(job: _Job, pace: Callable[[], float] | None, seconds: float, least: int) -> None:
+    """A point's part of a round; nothing of it is kept where it is cut short."""
+    once = job.once
+    assert once is not None
+    runs = max(1, -(-least // ROUNDS))
+    until_ms = 1000 * seconds / ROUNDS
+    count = len(job.samples)
+    now = pace() if pace else None
+    with _no_collection():
+        idle = 0.0
+        while idle < UNTIMED_S * 1000:
+            idle += once(count)[0]
+        found: list[tuple[float, float | None]] = []
+        spent = 0.0
+        while len(found) < runs or spent < until_ms:
+            sample = once(count + len(found))
+            found.append(sample)
+            spent += sample[0]
+    job.samples += [ms for ms, _ in found]
+    job.enqueues += [enqueue for _, enqueue in found if enqueue is not None]
+    job.rounds.append(len(found))
+    if now is not None:
+        job.paces.append(now)
+    job.spent_ms += spent
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep Python's collector out of what is timed."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+class _Watch:
+    """Looks at the machine, now and then, on behalf of the point whose turn it was."""
+
+    def __init__(self, look: Callable[[], Look] | None) -> None:
+        self._look = look
+        self._next = -math.inf
+
+    def look_at(self, job: _Job) -> None:
+        if self._look is None or (time.monotonic() < self._next and job.looks):
+            return
+        job.looks.append(self._look())
+        self._next = time.monotonic() + LOOK_S
+
+
+def _done(job: _Job, seconds: float, least: int) -> bool:
+    return len(job.samples) >= least and job.spent_ms >= seconds * 1000 and len(job.rounds) >= min(ROUNDS, least)
+
+
+def _share(jobs: Sequence[_Job], seconds: float, least: int) -> float:
+    shares = [
+        1.0
+        if job.failed or _done(job, seconds, least)
+        else min(0.999, len(job.samples) / least, job.spent_ms / (seconds * 1000) if seconds else 1.0)
+        for job in jobs
+    ]
+    return sum(shares) / len(shares)
+
+
+def _point(job: _Job, complete: bool) -> Point:
+    return Point(
+        engine=job.subject.runner.name,
+        batch=job.batch,
+        samples_ms=tuple(job.samples),
+        rounds=tuple(job.rounds),
+        pace_ms=tuple(job.paces),
+        enqueue_ms=tuple(job.enqueues),
+        settled=job.settled,
+        complete=complete and not job.failed,
+        conditions=conditions_of(job.looks),
+    )

@@ -16,7 +16,8 @@
         |-- BuildFailed             the builder fails on a file that it could parse
         |-- ParityFailed            two forms of the model disagree
         |-- HeadroomFailed          a tensor leaves FP16's range
-        `-- AcceptanceFailed        a deployment does not reach what its spec asks for
+        |-- RegressionFailed        a newer measurement is worse than an older one
+        `-- AcceptanceFailed        a deployment does not reach what is asked for
 
 A message says what was found, what was expected and what to do next, in one line.
 """
@@ -109,5 +110,9 @@ class HeadroomFailed(CheckFailed):
     """A tensor leaves FP16's range."""
 
 
+class RegressionFailed(CheckFailed):
+    """A newer measurement is worse than an older one."""
+
+
 class AcceptanceFailed(CheckFailed):
-    """A deployment does not reach what its spec asks for."""
+    """A deployment does not reach what is asked for."""

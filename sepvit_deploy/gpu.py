@@ -65,6 +65,23 @@ def devices() -> tuple[Device, ...]:
         return ()
 
 
+def pci_bus_id(index: int) -> str:
+    """``00000000:3B:00.0`` of the GPU that is ``index`` among the visible ones, which other libraries number anew.
+
+    Raises:
+        ValueError: there is none.
+    """
+    text, handle = ctypes.create_string_buffer(64), ctypes.c_int()
+    try:
+        driver = ctypes.CDLL(LIBRARY)
+        _require(driver.cuInit(0))
+        _require(driver.cuDeviceGet(ctypes.byref(handle), index))
+        _require(driver.cuDeviceGetPCIBusId(text, len(text), handle))
+    except (OSError, _NoAnswer, AttributeError) as error:
+        raise ValueError(f"there is no GPU {index}") from error
+    return text.value.decode(errors="replace")
+
+
 class _NoAnswer(Exception):
     """A call of the driver failed."""
 

@@ -29,6 +29,8 @@ from sepvit_deploy.records import record
 
 SCHEMA = 1
 MAX_BYTES = 1 << 30
+LEAST_ROUNDS = 5
+"""Fewer rounds resolve nothing."""
 Boundary = Literal["compute", "copies", "end-to-end"]
 BOUNDARIES: dict[Boundary, str] = {
     "compute": "the device alone: images and outputs stay where it computes",

@@ -1,14 +1,16 @@
-"""Commands about latency: parse, call, and print by `show`."""
+"""Commands about latency: parse, call, and print by `latencies`."""
 
 from __future__ import annotations
 
-import contextlib
+import shlex
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from sepvit_deploy.cli import show
+from sepvit_deploy import artifact
+from sepvit_deploy.cli import latencies, show
 from sepvit_deploy.cli.app import (
     CudaOption,
     JsonOption,
@@ -17,9 +19,11 @@ from sepvit_deploy.cli.app import (
     TrustOption,
     app,
     parse_batch,
+    require_other,
     require_threads,
 )
-from sepvit_deploy.errors import OptionError
+from sepvit_deploy.errors import DeviceError, OptionError
+from sepvit_deploy.latency import Boundary, parse_share, read_results, write_results
 
 
 @app.command()
@@ -28,42 +32,114 @@ def bench(
         list[str],
         typer.Option(
             metavar="FILE",
-            help="FILE.onnx, FILE.plan or torch:VARIANT[:WEIGHTS]; may be repeated.",
+            help="FILE.onnx, FILE.plan, torch:VARIANT[:WEIGHTS] or torch-compile:VARIANT[:WEIGHTS]; may be repeated.",
             show_default=False,
         ),
     ],
-    batch: Annotated[str, typer.Option(metavar="N,N,...", help="Batches.")] = "1,8",
-    threads: ThreadsOption = None,
+    batch: Annotated[
+        str | None,
+        typer.Option(metavar="N,N,...", help="Default: 1,2,4,8,16,32,64 on a GPU, 1,8 on a CPU.", show_default=False),
+    ] = None,
     seconds: Annotated[float, typer.Option(help="Least time spent on each point.")] = 3.0,
+    samples: Annotated[int, typer.Option(help="Least runs of each point.")] = 100,
+    boundary: Annotated[
+        Boundary, typer.Option(help="The device alone, with copies, or from encoded pictures (--images).")
+    ] = "compute",
+    cuda_graph: Annotated[
+        Literal["on", "off", "both"], typer.Option(help="Replay plans from a CUDA graph; both times each twice.")
+    ] = "off",
+    images: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Pictures to run; random numbers without it.")
+    ] = None,
+    accuracy: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE", help="What evaluate --json printed of an engine; kept with it.", show_default=False
+        ),
+    ] = None,
+    threads: ThreadsOption = None,
     provider: ProviderOption = "cpu",
     cuda: CudaOption = "bindings",
     trust: TrustOption = False,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Every sample with its conditions, as JSON.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="The same as a page with plots.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Time engines per batch, interleaved and warmed up."""
+    """Time engines per batch in one interleaved run, with intervals, the conditions, and the device's limit."""
     from sepvit_deploy import pipeline
-    from sepvit_deploy.bench import bench as measure
-    from sepvit_deploy.bench import conditions as measure_conditions
 
-    batches = [parse_batch(part.strip(), "numbers, separated by commas", whole=batch) for part in batch.split(",")]
+    batches = None
+    if batch is not None:
+        batches = [parse_batch(part.strip(), "numbers, separated by commas", whole=batch) for part in batch.split(",")]
     require_threads(threads)
     if not 0 <= seconds <= 3600:
         raise OptionError(f"--seconds {seconds}", expected="0 to 3600")
-    names = [source if source.startswith(pipeline.TORCH) else Path(source).name for source in engine]
-    if len(set(names)) < len(names):
-        names = engine
-    on_gpu = provider != "cpu" or any(Path(source).suffix in pipeline.PLANS for source in engine)
-    conditions = measure_conditions(threads, on_gpu=on_gpu)
-    how = pipeline.Running(provider=provider, threads=threads, fused=True, cuda=cuda, trust=trust)
-    with show.progress() as report, contextlib.ExitStack() as stack:
-        report("loading")
-        opened = [pipeline.open_model(source, trust=trust, warn=show.warn) for source in engine]
-        runners = [
-            stack.enter_context(model.running(how, name=name)) for model, name in zip(opened, names, strict=True)
-        ]
-        report("warming up")
-        points = measure(runners, sorted(set(batches)), seconds=seconds, progress=show.percent(report, "measuring"))
+    if not 1 <= samples <= 1_000_000:
+        raise OptionError(f"--samples {samples}", expected="1 to 1000000")
+    inputs = [Path(source) for source in engine if not source.startswith((pipeline.TORCH, pipeline.TORCH_COMPILE))]
+    for place in filter(None, (output, html)):
+        require_other(place, *inputs, *(accuracy or ()))
+        artifact.require_writable(place)
+    with show.progress() as report:
+        results = pipeline.bench(
+            engine,
+            batches,
+            how=pipeline.Running(provider=provider, threads=threads, fused=True, cuda=cuda, trust=trust),
+            boundary=boundary,
+            cuda_graph=cuda_graph,
+            seconds=seconds,
+            least=samples,
+            images=images,
+            accuracy=accuracy or (),
+            command=shlex.join(["sepvit-deploy", *sys.argv[1:]]),
+            report=report,
+            progress=show.percent(report, "measuring"),
+            warn=show.warn,
+        )
+        if not results.points:
+            if results.interrupted:
+                raise KeyboardInterrupt
+            raise DeviceError(f"nothing was measured: {results.failures[0].error}")
+        if output is not None:
+            write_results(results, output)
+        if html is not None:
+            report("writing the page")
+            pipeline.write_report([results], html)
     if as_json:
-        show.json_document({"conditions": conditions, "points": show.latency_rows(points)})
+        show.json_document(latencies.document(results))
     else:
-        show.latencies(points, conditions)
+        latencies.measured(results)
+        for place in filter(None, (output, html)):
+            show.say(f"written: {place}")
+    if results.interrupted:
+        raise typer.Exit(latencies.interrupted(results, output))
+    if results.failures:
+        first = results.failures[0]
+        raise DeviceError(
+            f"{len(results.failures)} of {len(results.failures) + len(results.points)} points failed, "
+            f"{first.engine} at batch {first.batch} first: {first.error}",
+            hint="the others were measured, and are kept",
+        )
+
+
+@app.command()
+def compare(
+    old: Annotated[Path, typer.Argument(metavar="OLD.json", help="Results of bench --output.", show_default=False)],
+    new: Annotated[Path, typer.Argument(metavar="NEW.json", help="Newer ones.", show_default=False)],
+    fail_if_slower: Annotated[
+        str, typer.Option(metavar="SHARE", help="Slower by more than this fails, where it is resolved.")
+    ] = "0%",
+    as_json: JsonOption = False,
+) -> None:
+    """Hold results against older ones; exit 1 if latency, size, precision or accuracy became worse."""
+    from sepvit_deploy.regression import compare as compare_results
+
+    share = parse_share(fail_if_slower, "--fail-if-slower")
+    found = compare_results(read_results(old), read_results(new), fail_if_slower=share)
+    if as_json:
+        show.json_document(found.to_dict())
+    else:
+        latencies.compared(found)
+    found.require_none()

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from sepvit_deploy.audit import Audit
-    from sepvit_deploy.bench import Point
     from sepvit_deploy.doctor import Diagnosis
     from sepvit_deploy.parity import Parity
     from sepvit_deploy.pipeline import Exported
@@ -228,44 +227,6 @@ def predictions(found: Sequence[Prediction]) -> None:
         for k, label, probability in prediction.classes:
             table.add_row(str(k), as_text(label or ""), f"{probability:.2%}")
         console().print(table)
-
-
-def latencies(points: Sequence[Point], conditions: dict[str, object]) -> None:
-    """Latency per engine and batch, with its conditions."""
-    numbers = ("batch", "p50 ms", "p90 ms", "p99 ms", "min ms", "spread", "images/s", "samples")
-    table = new_table("latency per batch", "engine", *numbers, "warm-up", right=numbers)
-    for point in points:
-        times = (point.p50_ms, point.quantile_ms(0.9), point.quantile_ms(0.99), min(point.samples_ms))
-        table.add_row(
-            point.engine,
-            str(point.batch),
-            *(f"{ms:.1f}" for ms in times),
-            f"{point.spread:.0%}",
-            f"{point.images_per_s:.1f}",
-            str(len(point.samples_ms)),
-            "settled" if point.settled else "never settled",
-        )
-    console().print(table)
-    say("; ".join(f"{key}: {value}" for key, value in conditions.items()))
-
-
-def latency_rows(points: Sequence[Point]) -> list[dict[str, object]]:
-    """The same as plain JSON, raw samples included."""
-    return [
-        {
-            "engine": point.engine,
-            "batch": point.batch,
-            "p50_ms": point.p50_ms,
-            "p90_ms": point.quantile_ms(0.9),
-            "p99_ms": point.quantile_ms(0.99),
-            "min_ms": min(point.samples_ms),
-            "spread": point.spread,
-            "images_per_s": point.images_per_s,
-            "settled": point.settled,
-            "samples_ms": point.samples_ms,
-        }
-        for point in points
-    ]
 
 
 def variant_rows() -> list[dict[str, object]]:

@@ -7,12 +7,14 @@ from sepvit_deploy.pipeline.deploying import Deployed, Step, deploy, export_lowe
 from sepvit_deploy.pipeline.exporting import Exported, export
 from sepvit_deploy.pipeline.lowering import Lowered, calibrate, quantize, smooth
 from sepvit_deploy.pipeline.measuring import evaluate, sensitivity
-from sepvit_deploy.pipeline.models import PLANS, TORCH, open_model, open_plan
+from sepvit_deploy.pipeline.models import PLANS, TORCH, TORCH_COMPILE, open_model, open_plan
 from sepvit_deploy.pipeline.opened import Opened, Running, open_onnx
+from sepvit_deploy.pipeline.timing import bench
 
 __all__ = [
     "PLANS",
     "TORCH",
+    "TORCH_COMPILE",
     "Climbed",
     "Deployed",
     "Engine",
@@ -21,6 +23,7 @@ __all__ = [
     "Opened",
     "Running",
     "Step",
+    "bench",
     "build",
     "calibrate",
     "check",

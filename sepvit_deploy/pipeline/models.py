@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sepvit_deploy.model.sepvit import SepViT, SepViTBackbone
     from sepvit_deploy.runners.base import Runner
 
-TORCH = "torch:"
+TORCH, TORCH_COMPILE = "torch:", "torch-compile:"
 PLANS = (".plan", ".engine")
 
 
@@ -77,9 +77,10 @@ class OpenedPlan(Opened):
 
 @dataclass(frozen=True)
 class OpenedTorch(Opened):
-    """A model as the paper writes it, in torch."""
+    """A model as the paper writes it, in torch, run eagerly or ``compiled`` by torch.compile."""
 
     model: SepViT | SepViTBackbone = field(repr=False)
+    compiled: bool = False
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -105,11 +106,14 @@ class OpenedTorch(Opened):
             name=name or str(self.path),
             taps=tuple(taps_of(self.spec, deployed=False)) if taps else (),
             device=how.provider,
+            compiled=self.compiled,
         )
 
 
 def open_model(source: str | Path, *, trust: bool = False, warn: Warn = lambda text: None) -> Opened:
-    """Open what a command was given: ``FILE.onnx``, ``FILE.plan`` or ``torch:VARIANT[:WEIGHTS]``.
+    """Open what a command was given: ``FILE.onnx``, ``FILE.plan``, or ``torch:VARIANT[:WEIGHTS]``.
+
+    ``torch-compile:`` instead of ``torch:`` compiles the model.
 
     Args:
         trust: take a plan whose passport is missing or does not fit.
@@ -118,7 +122,7 @@ def open_model(source: str | Path, *, trust: bool = False, warn: Warn = lambda t
     Raises:
         InputError: it is none of these, or unusable.
     """
-    if str(source).startswith(TORCH):
+    if str(source).startswith((TORCH, TORCH_COMPILE)):
         return _open_torch(str(source))
     path = Path(source)
     return open_plan(path, trust=trust, warn=warn) if path.suffix in PLANS else open_onnx(path)
@@ -143,15 +147,16 @@ def _open_torch(source: str) -> OpenedTorch:
     from sepvit_deploy.model.checkpoint import load_checkpoint
     from sepvit_deploy.model.sepvit import build_model
 
-    variant, colon, file = source.removeprefix(TORCH).partition(":")
+    prefix = TORCH_COMPILE if source.startswith(TORCH_COMPILE) else TORCH
+    variant, colon, file = source.removeprefix(prefix).partition(":")
     if colon and not file:  # as of a variable that is empty: not the same as no file
-        raise CheckpointError(f"{source} names no file", expected="torch:VARIANT[:WEIGHTS]")
+        raise CheckpointError(f"{source} names no file", expected=f"{prefix}VARIANT[:WEIGHTS]")
     size = (CLASSIFY_SIZE, CLASSIFY_SIZE)
     spec = ModelSpec(variant, "classify", size, 1000)
     if file:
         weights = Path(file)
         if not os.path.isfile(weights):
-            raise CheckpointError(f"{weights} is no file", expected="torch:VARIANT[:WEIGHTS]")
+            raise CheckpointError(f"{weights} is no file", expected=f"{prefix}VARIANT[:WEIGHTS]")
         model = load_checkpoint(weights, variant)
         spec = ModelSpec(variant, "classify", size, model.num_classes)
         digest = artifact.sha256(weights)
@@ -162,4 +167,4 @@ def _open_torch(source: str) -> OpenedTorch:
         parent = Parent("weights", "random", seed=0)
     facts = {"precision": "fp32", "preprocessing": spec.preprocessing.to_dict()}
     passport = Passport("torch", (parent,), spec.to_dict(), facts, file=source, sha256=digest)
-    return OpenedTorch(Path(source), passport, spec, model)
+    return OpenedTorch(Path(source), passport, spec, model, prefix == TORCH_COMPILE)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from sepvit_deploy.errors import InputError
 
@@ -10,6 +11,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     Array = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+
+Once = Callable[[int], tuple[float, float | None]]
+"""The k-th run of a batch: its milliseconds, and those that the host spent in the enqueue where that is known."""
 
 
 class Runner(Protocol):
@@ -25,6 +29,19 @@ class Runner(Protocol):
 
     def run(self, images: Array) -> dict[str, Array]:
         """Run one batch: images (B, 3, H, W) float32, normalised -> outputs by name, in the model's order.
+
+        Raises:
+            InputError: the images are not of the shape and type that the model takes.
+        """
+        ...
+
+
+@runtime_checkable
+class Resident(Protocol):
+    """A runner that times itself where it computes."""
+
+    def resident(self, inputs: Sequence[Array]) -> Once:
+        """Runs over batches of one size that stay on the device, each run over the next one; no copy is in the time.
 
         Raises:
             InputError: the images are not of the shape and type that the model takes.

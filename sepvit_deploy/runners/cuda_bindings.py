@@ -67,6 +67,9 @@ class CudaBindings:
     def copy_to_host(self, host: int, device: int, size: int, stream: int) -> None:
         self._call("cudaMemcpyAsync", host, device, size, self._rt.cudaMemcpyKind.cudaMemcpyDeviceToHost, stream)
 
+    def copy_on_device(self, target: int, source: int, size: int, stream: int) -> None:
+        self._call("cudaMemcpyAsync", target, source, size, self._rt.cudaMemcpyKind.cudaMemcpyDeviceToDevice, stream)
+
     def create_stream(self) -> int:
         self._here()
         return int(self._call("cudaStreamCreateWithFlags", self._rt.cudaStreamNonBlocking))

@@ -92,6 +92,9 @@ class PyCuda:
         target = self._held[host].memory[:size]
         self._within("a copy", lambda: self._cuda.memcpy_dtoh_async(target, device, self._held[stream]))
 
+    def copy_on_device(self, target: int, source: int, size: int, stream: int) -> None:
+        self._within("a copy", lambda: self._cuda.memcpy_dtod_async(target, source, size, self._held[stream]))
+
     def create_stream(self) -> int:
         stream = self._within("a stream", self._cuda.Stream)
         return self._hold(int(stream.handle), stream)

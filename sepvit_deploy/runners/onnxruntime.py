@@ -6,7 +6,8 @@ import contextlib
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from math import prod
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     import onnx
 
     from sepvit_deploy.model.taps import Tap
-    from sepvit_deploy.runners.base import Array
+    from sepvit_deploy.runners.base import Array, Once
 
 _FAILURES = ("Fail", "InvalidGraph", "InvalidArgument", "NotImplemented", "RuntimeException", "EPFail")
 Provider = Literal["cpu", "cuda", "tensorrt"]
@@ -60,6 +61,8 @@ class OnnxRuntimeRunner:
         fused: bool = False,
     ) -> None:
         ort = require("onnxruntime", extra="cpu")
+        self._ort = ort
+        self._provider = provider
         self.name = name or (source.name if isinstance(source, Path) else "graph")
         model = load_graph(source) if isinstance(source, Path) else source
         self._taps = {tap.name: tap for tap in taps}
@@ -109,11 +112,8 @@ class OnnxRuntimeRunner:
     def run(self, images: Array) -> dict[str, Array]:
         """See `Runner.run`."""
         require_fit(self.name, self.input_shape, images)
-        try:
+        with self._failing(images):
             values = self._session.run(self._outputs, {self._input: images})
-        except _failures() as error:
-            found = f"{self.name} fails on {' x '.join(map(str, images.shape))} ({_first_line(error)})"
-            raise GraphError(found, expected="a graph that runs on every input that it declares") from error
         named = dict(zip(self._outputs, values, strict=True))
         for name, value in named.items():
             if getattr(getattr(value, "dtype", None), "kind", "") not in tuple("fiub"):
@@ -124,6 +124,45 @@ class OnnxRuntimeRunner:
             raise GraphError(
                 f"{self.name} is not the model of its passport ({error})", hint="export again, or remove the passport"
             ) from error
+
+    def resident(self, inputs: Sequence[Array]) -> Once:
+        """See `Resident.resident`; on the host's clock, until the device is done."""
+        for images in inputs:
+            require_fit(self.name, self.input_shape, images)
+        if self._provider == "cpu":
+            feeds = [{self._input: images} for images in inputs]
+
+            def on_cpu(k: int) -> tuple[float, None]:
+                with self._failing(inputs[0]):
+                    start = time.perf_counter()
+                    self._session.run(self._outputs, feeds[k % len(feeds)])
+                    return (time.perf_counter() - start) * 1000, None
+
+            return on_cpu
+        with self._failing(inputs[0]):
+            values = [self._ort.OrtValue.ortvalue_from_numpy(images, "cuda", 0) for images in inputs]
+            binding = self._session.io_binding()
+            for name in self._outputs:
+                binding.bind_output(name, "cuda")
+
+        def on_gpu(k: int) -> tuple[float, None]:
+            binding.bind_ortvalue_input(self._input, values[k % len(values)])
+            with self._failing(inputs[0]):
+                start = time.perf_counter()
+                self._session.run_with_iobinding(binding)
+                binding.synchronize_outputs()
+                return (time.perf_counter() - start) * 1000, None
+
+        return on_gpu
+
+    @contextlib.contextmanager
+    def _failing(self, images: Array) -> Iterator[None]:
+        """Give what ONNX Runtime says of a run that fails a name."""
+        try:
+            yield
+        except _failures() as error:
+            found = f"{self.name} fails on {' x '.join(map(str, images.shape))} ({_first_line(error)})"
+            raise GraphError(found, expected="a graph that runs on every input that it declares") from error
 
 
 def _prepare(ort: ModuleType, provider: Provider) -> None:

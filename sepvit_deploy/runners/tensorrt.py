@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
 from types import TracebackType
@@ -20,7 +21,7 @@ from sepvit_deploy.runners.cuda import Cuda, open_cuda, view
 from sepvit_deploy.runners.tensorrt_engine import LoadedEngine
 
 if TYPE_CHECKING:
-    from sepvit_deploy.runners.base import Array
+    from sepvit_deploy.runners.base import Array, Once
 
 FLOAT_BYTES = 4
 
@@ -96,7 +97,6 @@ class TensorRtRunner:
         self._graphs = cuda_graph
         self._cuda = cuda or open_cuda()  # first: without a driver the runtime ends the process
         self._slots: dict[tuple[int, int], _Slot] = {}
-        self._staged_slot: _Slot | None = None
         self._open = True
         self._stack = contextlib.ExitStack()
         """What gives everything back, the last one first."""
@@ -153,21 +153,32 @@ class TensorRtRunner:
         }
         return outputs, Timing(compute_ms, enqueue_ms, (time.perf_counter() - started) * 1000)
 
-    def stage(self, images: Array) -> None:
-        """Put a batch on the device, for `replay`; raises as `run_timed`."""
-        self._staged_slot = self._staged(images)
-        with self._cuda.current():
-            self._cuda.synchronize(self._stream)
+    def resident(self, inputs: Sequence[Array]) -> Once:
+        """See `Resident.resident`: time of the device between events around the enqueue, and of the host in it.
 
-    def replay(self) -> tuple[float, float]:
-        """Run the staged batch without any copy: milliseconds of the device, and of the host in the enqueue."""
-        slot = self._staged_slot
-        if slot is None:
-            raise InputError(f"{self.name} has no batch on the device", expected="stage(images) before replay()")
-        with self._cuda.current():
-            enqueue_ms = self._enqueue(slot)
-            self._cuda.synchronize(self._stream)
-            return self._cuda.elapsed_ms(self._start, self._end), enqueue_ms
+        Raises:
+            InputError, DeviceError: as `run_timed`.
+        """
+        batch, size = len(inputs[0]), inputs[0].nbytes
+        kept = []
+        for images in inputs:
+            slot = self._staged(images)
+            with self._cuda.current():
+                kept.append(self._made(self._cuda.allocate(size), self._cuda.free))
+                self._cuda.copy_on_device(kept[-1], slot.input.device, size, self._stream)
+                self._cuda.synchronize(self._stream)
+
+        def once(k: int) -> tuple[float, float]:
+            if not self._open:
+                raise InputError(f"{self.name} is closed", expected="a runner inside its context")
+            with self._cuda.current():
+                slot = self._slot(self._loaded.profile_for(batch), batch)
+                self._cuda.copy_on_device(slot.input.device, kept[k % len(kept)], size, self._stream)
+                enqueue_ms = self._enqueue(slot)
+                self._cuda.synchronize(self._stream)
+                return self._cuda.elapsed_ms(self._start, self._end), enqueue_ms
+
+        return once
 
     def inspected(self, images: Array, repeats: int = 20) -> tuple[str, dict[str, float]]:
         """What the engine's inspector says of the layers that run this batch, and how long each takes.
@@ -281,7 +292,6 @@ class TensorRtRunner:
 
     def _forget_slots(self) -> None:
         self._slots.clear()
-        self._staged_slot = None
 
     def __enter__(self) -> TensorRtRunner:
         return self

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from sepvit_deploy.errors import MissingDependency
+from sepvit_deploy.errors import DeviceError, MissingDependency
 from sepvit_deploy.model.taps import Tap
 from sepvit_deploy.runners.base import require_fit
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
-    from sepvit_deploy.runners.base import Array
+    from sepvit_deploy.runners.base import Array, Once
+
+    Outputs = torch.Tensor | tuple[torch.Tensor, ...]
+
+MOST_BATCHES = 64
+"""Batches that one model is compiled for: beyond its limit torch.compile would run eagerly, and not say so."""
 
 
 class TorchRunner:
     """A model in torch; with ``taps`` its named intermediates, as maps (B, H, W, C), come before its outputs.
+
+    Args:
+        compiled: by torch.compile, anew for each batch; a graph that it breaks, or no compiler for it, is an error.
 
     Raises:
         MissingDependency: ``device`` is ``cuda``, and this torch sees none.
@@ -32,6 +43,7 @@ class TorchRunner:
         name: str = "torch",
         taps: tuple[Tap, ...] = (),
         device: Literal["cpu", "cuda"] = "cpu",
+        compiled: bool = False,
     ) -> None:
         if device == "cuda" and not torch.cuda.is_available():
             raise MissingDependency(
@@ -43,7 +55,12 @@ class TorchRunner:
             torch.backends.cuda.matmul.allow_tf32 = False
         self.name = name
         self.input_shape: tuple[int | None, ...] = (None, 3, *size)
-        self._model = model.to(device)
+        model = model.to(device)
+        self._model: Callable[[torch.Tensor], Outputs] = model
+        self._hooked = model
+        if compiled:
+            torch._dynamo.config.recompile_limit = MOST_BATCHES
+            self._model = torch.compile(model, fullgraph=True, dynamic=False)
         self._device = device
         self._output_names = output_names
         self._taps = taps
@@ -52,9 +69,9 @@ class TorchRunner:
         """See `Runner.run`."""
         require_fit(self.name, self.input_shape, images)
         found: dict[str, Array] = {}
-        handles = [_hook(self._model, tap, found) for tap in self._taps]
+        handles = [_hook(self._hooked, tap, found) for tap in self._taps]
         try:
-            with torch.inference_mode():
+            with self._running(images):
                 outputs = self._model(torch.from_numpy(images).to(self._device))
         finally:
             for handle in handles:
@@ -62,6 +79,44 @@ class TorchRunner:
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         named = zip(self._output_names, outputs, strict=True)
         return found | {name: value.cpu().numpy().copy() for name, value in named}
+
+    def resident(self, inputs: Sequence[Array]) -> Once:
+        """See `Resident.resident`: on a GPU its own time between two events, on a CPU the host's clock."""
+        for images in inputs:
+            require_fit(self.name, self.input_shape, images)
+        with self._running(inputs[0]):
+            tensors = [torch.from_numpy(images).to(self._device) for images in inputs]
+
+        def on_cpu(k: int) -> tuple[float, None]:
+            with self._running(inputs[0]):
+                start = time.perf_counter()
+                self._model(tensors[k % len(tensors)])
+                return (time.perf_counter() - start) * 1000, None
+
+        def on_gpu(k: int) -> tuple[float, float]:
+            with self._running(inputs[0]):
+                first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+                first.record()
+                start = time.perf_counter()
+                self._model(tensors[k % len(tensors)])
+                enqueue_ms = (time.perf_counter() - start) * 1000
+                last.record()
+                last.synchronize()
+                return float(first.elapsed_time(last)), enqueue_ms
+
+        return on_cpu if self._device == "cpu" else on_gpu
+
+    @contextlib.contextmanager
+    def _running(self, images: Array) -> Iterator[None]:
+        """Run without gradients, and give what torch says of a failure a name."""
+        try:
+            with torch.inference_mode():
+                yield
+        except RuntimeError as error:  # out of memory, a CUDA error, or torch.compile's own
+            said = " ".join(str(error).strip().splitlines()[:1])
+            raise DeviceError(
+                f"{self.name} fails on {' x '.join(map(str, images.shape))} ({type(error).__name__}: {said:.200})"
+            ) from error
 
 
 def _hook(model: torch.nn.Module, tap: Tap, found: dict[str, Array]) -> RemovableHandle:

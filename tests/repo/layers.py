@@ -28,6 +28,7 @@ ROWS: tuple[tuple[int, str], ...] = (
     (2, "graph model"),
     (2, "placement half"),
     (2, "qdq network plans phases timing_cache"),
+    (2, "work conditions"),
     (2, "runners"),
     (2, "cpu_form"),
     (3, STAGES),
