@@ -1,0 +1,184 @@
+"""How far two runs of one engine agree, whether a slowdown of 5 % is found, and what the harness itself costs.
+
+    python benchmarks/repeatability.py [--pairs 20] [--variant lite] [--batch 8] [--threads 1] [--slowdown 0.05]
+
+For each pair three runs are made, each by a process of its own: the engine, the engine again, and the engine with a
+sleep after each run that makes it slower. `compare` judges the second and the third run against the first. It is to
+say "no difference" of the second and "slower" of the third in 19 of 20 pairs at least.
+
+The harness is held against a plain loop over the same runners, one that does nothing and one that keeps the processor
+busy for a time that it reads off the clock: what the harness says of them over what the loop says.
+Prints Markdown and writes results/<machine>/repeatability.json and repeatability.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sepvit_deploy import pipeline
+from sepvit_deploy.artifact import tool_versions
+from sepvit_deploy.bench import Subject, bench
+from sepvit_deploy.conditions import machine
+from sepvit_deploy.latency import read_results, write_results
+from sepvit_deploy.pipeline import Running
+from sepvit_deploy.regression import compare
+from sepvit_deploy.runners.onnxruntime import OnnxRuntimeRunner
+
+from record import save
+
+BUSY_MS = (0.1, 1.0, 10.0)
+
+
+def main() -> None:
+    """Make all pairs, or the one run of --run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--variant", default="lite")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--slowdown", type=float, default=0.05)
+    parser.add_argument("--run", nargs=3, metavar=("ONNX", "SLOWDOWN", "OUTPUT"), help="make one run")
+    options = parser.parse_args()
+    if options.run:
+        path, slowdown, output = options.run
+        one_run(Path(path), float(slowdown), Path(output), options)
+        return
+    document: dict[str, Any] = {
+        "schema": 1,
+        "command": "python benchmarks/repeatability.py",
+        "conditions": {"device": machine({}, on_gpu=False).device, "cores": machine({}, on_gpu=False).cores},
+        "tools": tool_versions(),
+        "options": {key: getattr(options, key) for key in ("variant", "batch", "threads", "slowdown")},
+        "harness": harness(),
+        "pairs": [],
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f"sepvit_{options.variant}.onnx")
+        pipeline.export(options.variant, path)
+        for k in range(options.pairs):
+            runs = [Path(folder, f"{k}-{name}.json") for name in ("first", "again", "slower")]
+            for output, slowdown in zip(runs, (0.0, 0.0, options.slowdown), strict=True):
+                command = [sys.executable, __file__, "--run", str(path), str(slowdown), str(output)]
+                command += ["--batch", str(options.batch), "--threads", str(options.threads)]
+                subprocess.run(command, check=True)
+            first, again, slower = map(read_results, runs)
+            pair = {}
+            for name, other in (("again", again), ("slower", slower)):
+                (change,) = compare(first, other).latencies
+                raw = other.points[0].p50_ms / first.points[0].p50_ms
+                pair[name] = {
+                    "verdict": change.verdict,
+                    "reason": change.reason,
+                    "ratio": change.ratio,
+                    "interval": [change.low, change.high],
+                    "ratio_of_p50": raw,
+                }
+            document["pairs"].append(pair)
+            print(k, pair, file=sys.stderr, flush=True)
+    markdown = table(document)
+    save("repeatability", document, markdown)
+    print(markdown)
+
+
+def one_run(path: Path, slowdown: float, output: Path, options: argparse.Namespace) -> None:
+    """One run of the engine as `bench` makes it, slower by a share of each run's own time."""
+    resident = OnnxRuntimeRunner.resident
+
+    def slower(runner: OnnxRuntimeRunner, inputs: Any) -> Any:
+        once = resident(runner, inputs)
+
+        def slowly(k: int) -> tuple[float, None]:
+            start = time.perf_counter()
+            ms, _ = once(k)
+            time.sleep(slowdown * ms / 1000)
+            return (time.perf_counter() - start) * 1000, None
+
+        return once if runner.name != path.name else slowly
+
+    if slowdown:
+        OnnxRuntimeRunner.resident = slower
+    results = pipeline.bench([path], [options.batch], how=Running(threads=options.threads, fused=True))
+    write_results(results, output)
+
+
+class Busy:
+    """A runner that computes nothing, for a time that it reads off the clock; a copy of its images for none."""
+
+    def __init__(self, ms: float) -> None:
+        self.name = f"{ms} ms"
+        self.input_shape = (None, 3, 8, 8)
+        self._seconds = ms / 1000
+
+    def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        if self._seconds:
+            end = time.perf_counter() + self._seconds
+            while time.perf_counter() < end:
+                pass
+        return {}
+
+
+def harness() -> list[dict[str, float]]:
+    """What `bench` says of a runner over what a plain loop beside it says, in turns."""
+    rows = []
+    images = np.zeros((1, 3, 8, 8), np.float32)
+    for busy_ms in (0.0, *BUSY_MS):
+        runner = Busy(busy_ms)
+        count = 20_000 if not busy_ms else max(20, int(200 / busy_ms))
+        ratios, differences = [], []
+        for _ in range(9):
+            (point,) = bench([Subject(runner, (1,))], seconds=0, least=count).points
+            ours = statistics.fmean(sorted(point.samples_ms)[: int(0.9 * count)])
+            times = []
+            for _ in range(count):
+                start = time.perf_counter()
+                runner.run(images)
+                times.append((time.perf_counter() - start) * 1000)
+            plain = statistics.fmean(sorted(times)[: int(0.9 * count)])
+            ratios.append(ours / plain)
+            differences.append(1e6 * (ours - plain))
+        rows.append(
+            {"ms": busy_ms, "ratio": statistics.median(ratios), "difference_ns": statistics.median(differences)}
+        )
+    return rows
+
+
+def table(document: dict[str, Any]) -> str:
+    """The counts and the harness as Markdown."""
+    pairs, options = document["pairs"], document["options"]
+    where = document["conditions"]
+    lines = [
+        f"ONNX Runtime {document['tools']['onnxruntime']} on {where['device']}, {where['cores']} cores. "
+        f"Made by `{document['command']}`: SepViT-{options['variant']}, batch {options['batch']}, "
+        f"{options['threads']} thread(s), {len(pairs)} pairs of runs, each run a process of its own.",
+        "",
+        "| the second run | judged right | verdicts | ratio, least to most | ratio of medians without the pace |",
+        "|---|---:|---|---|---|",
+    ]
+    for name, label, right in (
+        ("again", "the same engine", "no difference"),
+        ("slower", f"{options['slowdown']:.0%} slower by a sleep", "slower"),
+    ):
+        rows = [pair[name] for pair in pairs]
+        verdicts = [row["verdict"] for row in rows]
+        counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in sorted(set(verdicts)))
+        ratios, raw = [[row[key] for row in rows] for key in ("ratio", "ratio_of_p50")]
+        lines.append(
+            f"| {label} | {verdicts.count(right)} of {len(rows)} | {counts} | {min(ratios):.3f} to {max(ratios):.3f} | "
+            f"{min(raw):.3f} to {max(raw):.3f} |"
+        )
+    lines += ["", "| a run that takes | the harness over a plain loop | difference ns |", "|---|---:|---:|"]
+    lines += [f"| {row['ms']:g} ms | {row['ratio']:.4f} | {row['difference_ns']:.0f} |" for row in document["harness"]]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
