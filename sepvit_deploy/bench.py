@@ -32,9 +32,10 @@ INPUTS = 4
 LOOK_S = 0.2
 """Least time between two looks at the machine."""
 SETTLED = 0.05
-"""A warm-up ends when the medians of two successive windows of runs differ by less than this share."""
+"""A warm-up ends when the medians of two successive thirds of its runs differ by less than this share."""
 WARM_UP_S, MOST_WARM_UP_S = 0.5, 10.0
-"""Least and most time of a warm-up, where it has three runs or more by then."""
+LEAST_WARM_UP_RUNS, MOST_WARM_UP_RUNS = 9, 100_000
+"""It gives up after the most time, if it has the least runs by then; or after the most runs."""
 UNTIMED_S = 0.005
 """Time of the runs that open a turn, one at the least."""
 
@@ -204,20 +205,20 @@ def _once(
 
 
 def _warm_up(once: Once, seconds: float) -> bool:
-    """Run until the median of a window of runs is that of the window before; False if it never is."""
+    """Run until the last third of the runs has the median of the third before; False if it never has."""
     least_ms, most_ms = 1000 * min(WARM_UP_S, seconds), 1000 * MOST_WARM_UP_S
     times: list[float] = []
     spent = 0.0
-    while spent < most_ms or len(times) < 3:
+    look_at = 3  # not after every run: sorting them would take longer than a fast engine
+    while (spent < most_ms or len(times) < LEAST_WARM_UP_RUNS) and len(times) < MOST_WARM_UP_RUNS:
         times.append(once(len(times))[0])
         spent += times[-1]
-        window = len(times) // 3
-        if spent >= least_ms and window >= 1 and (len(times) % 3 == 0):
-            before, now = median(times[-2 * window : -window]), median(times[-window:])
-            if abs(now - before) <= SETTLED * before and (window >= 3 or spent >= 3 * least_ms):
+        if len(times) >= look_at and spent >= least_ms:
+            third = len(times) // 3
+            before, now = median(times[-2 * third : -third]), median(times[-third:])
+            if abs(now - before) <= SETTLED * before:
                 return True
-        if len(times) >= 30_000:
-            return False
+            look_at = len(times) + third
     return False
 
 

@@ -1,11 +1,12 @@
-"""Timing by a clock that the tests turn: order, warm-up, stopping, inputs and figures."""
+"""Timing by a clock that the tests turn: rounds, order, warm-up, stopping, failures, inputs and figures."""
 
 from __future__ import annotations
 
+import gc
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count, pairwise, repeat
 
 import numpy as np
@@ -13,8 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sepvit_deploy.bench import INPUTS, MAX_WARMUP_RUNS, WINDOW, Point, bench, conditions
-from sepvit_deploy.errors import OptionError
+from sepvit_deploy.bench import INPUTS, LOOK_S, ROUNDS, Measured, Subject, bench
+from sepvit_deploy.conditions import Look
+from sepvit_deploy.errors import DeviceError, OptionError
+from sepvit_deploy.latency import Point
 
 Shape = tuple[int | None, ...]
 
@@ -26,12 +29,20 @@ class World:
         self.now = 0.0
         self.runs: list[tuple[str, int]] = []
         self.images: list[np.ndarray] = []
+        self.hooks: dict[int, Callable[[], None]] = {}
+        """What happens in the run of a number, counted from 0."""
 
     def clock(self) -> float:
         return self.now
 
     def runner(self, name: str, seconds: Iterator[float], shape: Shape = (None, 3, 2, 2)) -> Fake:
         return Fake(self, name, seconds, shape)
+
+    def bench(self, runners: Sequence[Fake], batches: Sequence[int], **more: object) -> Measured:
+        return bench([Subject(r, tuple(batches)) for r in runners], clock=self.clock, **more)  # type: ignore[arg-type]
+
+    def points(self, runners: Sequence[Fake], batches: Sequence[int], **more: object) -> tuple[Point, ...]:
+        return self.bench(runners, batches, **more).points
 
 
 class Fake:
@@ -43,6 +54,8 @@ class Fake:
         self._world.now += next(self._seconds)
         self._world.runs.append((self.name, len(images)))
         self._world.images.append(images)
+        if hook := self._world.hooks.get(len(self._world.runs) - 1):
+            hook()
         return {}
 
 
@@ -52,101 +65,241 @@ def world() -> World:
 
 
 def test_figures_of_a_constant_engine(world: World) -> None:
-    (point,) = bench([world.runner("a", repeat(0.25))], [8], seconds=1, clock=world.clock)
-    assert (point.engine, point.batch, point.settled) == ("a", 8, True)
+    (point,) = world.points([world.runner("a", repeat(0.25))], [8], seconds=1)
+    assert (point.engine, point.batch, point.settled, point.complete) == ("a", 8, True, True)
     assert set(point.samples_ms) == {250.0}
     assert (point.p50_ms, point.spread, point.images_per_s) == (250.0, 0.0, 32.0)
 
 
-@given(
-    samples=st.lists(st.floats(1e-3, 1e6), min_size=1, max_size=30),
-    share=st.floats(0, 1) | st.sampled_from([0.5, 0.9, 0.99]),
-)
-def test_quantiles_are_those_of_numpy(samples: list[float], share: float) -> None:
-    point = Point("a", 1, tuple(samples), settled=True)
-    assert point.quantile_ms(share) == pytest.approx(np.quantile(samples, share), rel=1e-9)
-    assert point.p50_ms == pytest.approx(np.median(samples), rel=1e-9)
-    p10, p90 = np.quantile(samples, [0.1, 0.9])
-    assert point.spread == pytest.approx((p90 - p10) / np.median(samples), rel=1e-6, abs=1e-9)
-    assert point.images_per_s == pytest.approx(1000 / np.median(samples), rel=1e-9)
-
-
-def test_points_take_turns(world: World) -> None:
-    runners = [world.runner(name, repeat(0.001)) for name in "ab"]
-    points = bench(runners, [1, 4, 8], seconds=0, least=20, clock=world.clock)
+def test_every_round_has_every_point_once_in_random_order(world: World) -> None:
+    runners = [world.runner(name, repeat(0.25)) for name in "ab"]
+    points = world.points(runners, [1, 4, 8], seconds=0, least=ROUNDS)
     assert [(p.engine, p.batch) for p in points] == [(name, batch) for name in "ab" for batch in (1, 4, 8)]
-    measured = world.runs[-20 * 6 :]
-    rounds = [measured[k : k + 6] for k in range(0, len(measured), 6)]
+    assert all(point.rounds == (1,) * ROUNDS for point in points)
+    measured = world.runs[-2 * 6 * ROUNDS :]  # each turn: a run that is not timed, and one that is
+    assert all(measured[k] == measured[k + 1] for k in range(0, len(measured), 2))
+    turns = measured[::2]
+    rounds = [turns[k : k + 6] for k in range(0, len(turns), 6)]
     every = {(name, batch) for name in "ab" for batch in (1, 4, 8)}
     assert all(set(one) == every for one in rounds)
     assert len({tuple(one) for one in rounds}) > 10, "the order within a round is random"
 
 
+def test_the_run_that_opens_a_turn_is_not_timed(world: World) -> None:
+    """As after a change of the engine or of the shape, each turn begins with a slow run."""
+    turns = [9.0] + 9 * [0.25]  # 100 runs in 10 rounds would be 10 a turn: see `least`
+
+    class Cold(Fake):
+        def __init__(self) -> None:
+            super().__init__(world, "cold", repeat(0.0), (None, 3, 2, 2))
+            self.since = 0
+
+        def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
+            world.now += turns[0] if self.since == 0 else turns[1]
+            self.since += 1
+            return {}
+
+    cold, other = Cold(), world.runner("other", repeat(0.25))
+    other_run = other.run
+
+    def run(images: np.ndarray) -> dict[str, np.ndarray]:
+        cold.since = 0
+        return other_run(images)
+
+    other.run = run  # type: ignore[method-assign]
+    points = world.points([cold, other], [1], seconds=0, least=60)
+    assert set(points[0].samples_ms) == {250.0}
+
+
 def test_a_point_that_has_enough_stops_and_the_others_go_on(world: World) -> None:
-    fast, slow = bench(
-        [world.runner("fast", repeat(1 / 64)), world.runner("slow", repeat(1.0))],
-        [1],
-        seconds=2,
-        least=5,
-        clock=world.clock,
+    fast, slow = world.points(
+        [world.runner("fast", repeat(1 / 64)), world.runner("slow", repeat(1.0))], [1], seconds=2, least=5
     )
     assert len(slow.samples_ms) == 5
-    assert len(fast.samples_ms) == 128
+    assert len(fast.samples_ms) == 19 * 7, "7 runs of 1/64 s reach a twentieth of 2 s"
 
 
 @pytest.mark.parametrize(
     ("seconds", "least", "samples"), [(0, 1, 1), (0, 10, 10), (1, 10, 10), (1, 1, 4), (3, 10, 12), (0.1, 3, 3)]
 )
 def test_least_and_seconds_are_both_kept(world: World, seconds: float, least: int, samples: int) -> None:
-    (point,) = bench([world.runner("a", repeat(0.25))], [1], seconds=seconds, least=least, clock=world.clock)
+    (point,) = world.points([world.runner("a", repeat(0.25))], [1], seconds=seconds, least=least)
     assert len(point.samples_ms) == samples
+    assert sum(point.rounds) == samples
+
+
+def test_a_hundred_samples_and_three_seconds_are_the_default(world: World) -> None:
+    slow, fast = world.points([world.runner("slow", repeat(1.0)), world.runner("fast", repeat(1 / 256))], [1])
+    assert len(slow.samples_ms) == 100
+    assert slow.rounds == (5,) * ROUNDS
+    assert sum(fast.samples_ms) >= 3000
 
 
 def test_warm_up_ends_when_the_median_settles(world: World) -> None:
-    slow_start = (0.001 * max(1, 30 - k) for k in count())
-    (point,) = bench([world.runner("a", slow_start)], [1], seconds=0, least=7, clock=world.clock)
+    slow_start = (0.015625 * 1.2 ** max(0, 20 - k) for k in count())
+    (point,) = world.points([world.runner("a", slow_start)], [1], seconds=1, least=7)
     assert point.settled
-    assert set(np.round(point.samples_ms, 6)) == {1.0}
-    assert 2 * WINDOW < len(world.runs) - 7 < MAX_WARMUP_RUNS
+    assert set(point.samples_ms) == {15.625}
 
 
-def test_a_steady_engine_is_warm_after_two_windows(world: World) -> None:
-    bench([world.runner("a", repeat(0.001))], [1], seconds=0, least=1, clock=world.clock)
-    assert len(world.runs) == 2 * WINDOW + 1
-
-
-def test_warm_up_that_never_settles_ends_and_says_so(world: World) -> None:
-    ever_slower = (0.0001 * 1.1**k for k in count())
-    (point,) = bench([world.runner("a", ever_slower)], [1], seconds=0, least=3, clock=world.clock)
+def test_a_point_that_never_settles_says_so(world: World) -> None:
+    (point,) = world.points([world.runner("a", (0.001 * 1.5**k for k in count()))], [1], seconds=0, least=1)
     assert not point.settled
-    assert len(world.runs) == MAX_WARMUP_RUNS + 3
+    assert point.to_dict()["settled"] is False
 
 
-@pytest.mark.parametrize(("times", "settled"), [([9.0, 5.0, 5.1], True), ([9.0, 5.0, 6.0], False)])
-def test_warm_up_of_a_slow_engine_is_three_runs(world: World, times: list[float], settled: bool) -> None:
-    (point,) = bench([world.runner("a", iter([*times, 5.0]))], [1], seconds=1, least=1, clock=world.clock)
-    assert point.settled is settled
-    assert point.samples_ms == (5000.0,)
+def test_pace_is_taken_before_each_turn_and_gauges_once_a_round(world: World) -> None:
+    taken: list[int] = []
 
+    def pace() -> float:
+        taken.append(len(world.runs))
+        return float(len(taken))
 
-def test_an_engine_that_settles_does_not_answer_for_another(world: World) -> None:
-    steady, wild = bench(
-        [world.runner("steady", repeat(0.001)), world.runner("wild", (0.0001 * 1.1**k for k in count()))],
+    found = world.bench(
+        [world.runner(name, repeat(0.25)) for name in "ab"],
         [1],
         seconds=0,
-        clock=world.clock,
+        least=4,
+        pace=pace,
+        gauges={"copy": lambda: 2.0},
     )
-    assert (steady.settled, wild.settled) == (True, False)
+    assert found.gauges == {"copy": (2.0,) * 4}
+    assert sorted(found.points[0].pace_ms + found.points[1].pace_ms) == [float(k) for k in range(1, 9)]
+    assert all(b - a == 2 for a, b in pairwise(taken)), "each turn is two runs"
+    a = found.points[0]
+    assert a.paced == tuple(250.0 / pace_ms for pace_ms in a.pace_ms)
+
+
+def test_looks_belong_to_the_point_whose_turn_it_was(world: World) -> None:
+    looks = iter(range(100))
+    found = world.bench(
+        [world.runner("a", repeat(0.25)), world.runner("b", repeat(0.25))],
+        [1],
+        seconds=0,
+        least=3,
+        look=lambda: Look(load=float(next(looks)), gpu_sm_mhz=1500.0, reasons=("power cap",)),
+    )
+    for point in found.points:
+        assert point.conditions.looks >= 1
+        assert point.conditions.throttled == {"power cap": 1.0}
+        assert point.conditions.gpu_sm_mhz is not None
+        assert point.conditions.gpu_sm_mhz.median == 1500.0
+    assert LOOK_S > 0
+
+
+def fail() -> None:
+    raise DeviceError("the GPU fell off the bus")
+
+
+def test_an_engine_that_fails_in_the_middle_costs_its_own_point_alone(world: World) -> None:
+    class Fragile(Fake):
+        runs = 0
+
+        def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
+            self.runs += len(images) == 4
+            if len(images) == 4 and self.runs > 15:
+                fail()
+            return super().run(images)
+
+    fragile = Fragile(world, "fragile", repeat(0.25), (None, 3, 2, 2))
+    found = world.bench([fragile, world.runner("sound", repeat(0.25))], [1, 4], seconds=0, least=20)
+    assert [(f.engine, f.batch, f.error) for f in found.failures] == [("fragile", 4, "the GPU fell off the bus")]
+    kept = {(p.engine, p.batch): p for p in found.points}
+    assert kept.keys() == {("fragile", 1), ("fragile", 4), ("sound", 1), ("sound", 4)}
+    assert not kept["fragile", 4].complete
+    assert all(p.complete and len(p.samples_ms) == 20 for key, p in kept.items() if key != ("fragile", 4))
+    assert not found.interrupted
+
+
+def test_an_engine_that_fails_at_once_has_no_point(world: World) -> None:
+    world.hooks[0] = fail
+    found = world.bench([world.runner("a", repeat(0.25)), world.runner("b", repeat(0.25))], [1], seconds=0, least=2)
+    assert [p.engine for p in found.points] == ["b"]
+    assert [f.engine for f in found.failures] == ["a"]
+
+
+@settings(deadline=None)
+@given(at=st.integers(0, 120))
+def test_what_was_measured_until_ctrl_c_is_kept(at: int) -> None:
+    world = World()
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    world.hooks[at] = interrupt
+    found = world.bench(
+        [world.runner("a", repeat(0.25)), world.runner("b", repeat(0.25))],
+        [1],
+        seconds=0,
+        least=40,
+        pace=lambda: 1.0,
+    )
+    assert found.interrupted
+    for point in found.points:
+        assert len(point.samples_ms) == sum(point.rounds)
+        assert len(point.pace_ms) == len(point.rounds), "a turn that was cut short is no part of it"
+        assert not point.complete
+
+
+def test_another_error_is_not_swallowed(world: World) -> None:
+    def break_() -> None:
+        raise FloatingPointError("engine")
+
+    world.hooks[3] = break_
+    with pytest.raises(FloatingPointError):
+        world.bench([world.runner("a", repeat(0.25))], [1], seconds=0)
 
 
 def test_inputs_rotate_and_are_never_zeros(world: World) -> None:
-    bench([world.runner("a", repeat(0.001), (None, 3, 4, 5))], [2], seconds=0, least=12, clock=world.clock)
-    measured = world.images[-12:]
+    world.bench([world.runner("a", repeat(0.25), (None, 3, 4, 5))], [2], seconds=0, least=12)
     assert all(image.shape == (2, 3, 4, 5) and image.dtype == np.float32 for image in world.images)
     assert all(image.all() for image in world.images)
-    assert not any(np.array_equal(a, b) for a, b in pairwise(measured))
-    assert Counter(image.tobytes() for image in measured) == {image.tobytes(): 12 // INPUTS for image in measured}
-    assert len({image.tobytes() for image in measured}) == INPUTS
+    counted = Counter(image.tobytes() for image in world.images)
+    assert len(counted) == INPUTS
+    assert min(counted.values()) >= 3
+
+
+class OnDevice(Fake):
+    """A runner that times itself."""
+
+    def resident(self, inputs: Sequence[np.ndarray]) -> Callable[[int], tuple[float, float]]:
+        self.inputs = inputs
+
+        def once(k: int) -> tuple[float, float]:
+            self._world.runs.append((self.name, k))
+            return 2.0, 0.125
+
+        return once
+
+
+def test_a_device_times_itself_unless_copies_are_asked_for(world: World) -> None:
+    runner = OnDevice(world, "gpu", repeat(0.25), (None, 3, 2, 2))
+    (point,) = world.points([runner], [4], seconds=0, least=6)
+    assert set(point.samples_ms) == {2.0}
+    assert set(point.enqueue_ms) == {0.125}
+    assert point.to_dict()["enqueue_p50_ms"] == 0.125
+    assert len(runner.inputs) == INPUTS
+    (point,) = world.points([runner], [4], seconds=0, least=6, boundary="copies")
+    assert set(point.samples_ms) == {250.0}
+    assert point.enqueue_ms == ()
+
+
+def test_end_to_end_decodes_within_the_time(world: World) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def load(batch: int, k: int) -> np.ndarray:
+        world.now += 1.0
+        asked.append((batch, k))
+        return np.full((batch, 3, 2, 2), k + 1, np.float32)
+
+    subject = Subject(world.runner("a", repeat(0.25)), (2,), load)
+    (point,) = bench([subject], boundary="end-to-end", seconds=0, least=8, clock=world.clock).points
+    assert set(point.samples_ms) == {1250.0}
+    assert {k for _, k in asked} == set(range(INPUTS))
+    (point,) = bench([subject], boundary="copies", seconds=0, least=8, clock=world.clock).points
+    assert set(point.samples_ms) == {250.0}, "decoded before"
+    with pytest.raises(OptionError, match="end-to-end without pictures; expected some to decode: --images DIR"):
+        world.bench([world.runner("a", repeat(0.25))], [1], boundary="end-to-end")
 
 
 @settings(deadline=None)
@@ -159,7 +312,7 @@ def test_progress_only_grows_and_ends_at_1(times: list[float], seconds: float, l
     world = World()
     shares: list[float] = []
     runners = [world.runner(str(k), repeat(time)) for k, time in enumerate(times)]
-    bench(runners, [1, 2], seconds=seconds, least=least, progress=shares.append, clock=world.clock)
+    world.bench(runners, [1, 2], seconds=seconds, least=least, progress=shares.append)
     assert all(before <= after for before, after in pairwise(shares))
     assert shares[-1] == 1.0
     assert 0 < shares[0] <= 1
@@ -171,51 +324,44 @@ def refused(text: str) -> object:
 
 def test_another_batch_than_the_fixed_one(world: World) -> None:
     with refused("--batch 8; expected 4, the only batch of fixed.onnx"):  # type: ignore[attr-defined]
-        bench([world.runner("fixed.onnx", repeat(1.0), (4, 3, 2, 2))], [4, 8], clock=world.clock)
+        world.bench([world.runner("fixed.onnx", repeat(1.0), (4, 3, 2, 2))], [4, 8])
     assert world.runs == []
-
-
-def test_the_fixed_batch(world: World) -> None:
-    (point,) = bench([world.runner("a", repeat(0.1), (4, 3, 2, 2))], [4], seconds=0, clock=world.clock)
-    assert point.batch == 4
 
 
 @pytest.mark.parametrize("shape", [(None, None, 2, 2), (1, 3, None, 2), (1, 3, 2, None)])
 def test_an_engine_without_a_fixed_image_size(world: World, shape: Shape) -> None:
     with refused("a.onnx has no fixed image size; expected a file as export writes it"):  # type: ignore[attr-defined]
-        bench([world.runner("a.onnx", repeat(1.0), shape)], [1], clock=world.clock)
+        world.bench([world.runner("a.onnx", repeat(1.0), shape)], [1])
 
 
 @pytest.mark.parametrize("least", [0, -1])
 def test_no_samples_are_no_measurement(world: World, least: int) -> None:
     with refused(f"least is {least}; expected 1 sample of each point, or more"):  # type: ignore[attr-defined]
-        bench([world.runner("a", repeat(1.0))], [1], least=least, clock=world.clock)
+        world.bench([world.runner("a", repeat(1.0))], [1], least=least)
 
 
-def test_nothing_to_measure() -> None:
-    assert bench([], [1]) == []
+def test_nothing_to_measure(world: World) -> None:
+    assert world.bench([], [1]) == Measured((), (), {}, False)
 
 
-def test_an_error_of_an_engine_is_not_swallowed(world: World) -> None:
-    class Broken(Fake):
-        def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
-            raise FloatingPointError("engine")
+def test_pythons_collector_waits_while_a_turn_is_timed(world: World) -> None:
+    seen: list[bool] = []
+    runner = world.runner("a", repeat(0.25))
+    run = runner.run
 
-    with pytest.raises(FloatingPointError):
-        bench([Broken(world, "a", repeat(1.0), (None, 3, 2, 2))], [1], clock=world.clock)
+    def looking(images: np.ndarray) -> dict[str, np.ndarray]:
+        seen.append(gc.isenabled())
+        return run(images)
 
-
-def test_conditions_name_the_machine() -> None:
-    found = conditions(2)
-    assert found["threads"] == 2
-    assert conditions(None)["threads"] == "the runtime's choice"
-    assert found["device"]
-    assert isinstance(found["load_1min"], float)
-    assert set(found) == {"boundary", "device", "cores", "threads", "load_1min"}
+    runner.run = looking  # type: ignore[method-assign]
+    assert gc.isenabled()
+    world.bench([runner], [1], seconds=0, least=5)
+    assert not any(seen[-5:])
+    assert gc.isenabled()
 
 
 def test_ten_thousand_runs_of_a_fast_engine_cost_little_beside_them(world: World) -> None:
     start = time.process_time()
-    bench([world.runner("a", repeat(2**-14))], [1], seconds=1, clock=world.clock)
+    world.bench([world.runner("a", repeat(2**-14))], [1], seconds=1)
     assert len(world.runs) > 16_000
     assert time.process_time() - start < 1.5, "summing every sample again at each run took 3 s"
