@@ -393,5 +393,5 @@ def parse_share(text: str, option: str) -> float:
     except ValueError:
         share = -1.0
     if not 0 <= share <= 1:
-        raise OptionError(f"{option} {text}", expected="a share such as 3%")
+        raise OptionError(f"{option} {text!r:.40}", expected="a share such as 3%")
     return share
