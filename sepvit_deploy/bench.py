@@ -36,8 +36,8 @@ SETTLED = 0.05
 WARM_UP_S, MOST_WARM_UP_S = 0.5, 10.0
 LEAST_WARM_UP_RUNS, MOST_WARM_UP_RUNS = 9, 100_000
 """It gives up after the most time, if it has the least runs by then; or after the most runs."""
-UNTIMED_S = 0.005
-"""Time of the runs that open a turn, one at the least."""
+UNTIMED_S, MOST_TURN_S = 0.005, 1.0
+"""Time of the runs that open a turn, one at the least; and the time after which no run of a turn begins."""
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ def _turn(job: _Job, pace: Callable[[], float] | None, seconds: float, least: in
     once = job.once
     assert once is not None
     runs = max(1, -(-least // ROUNDS))
-    until_ms = 1000 * seconds / ROUNDS
+    until_ms, most_ms = 1000 * seconds / ROUNDS, 1000 * MOST_TURN_S
     count = len(job.samples)
     now = pace() if pace else None
     with _no_collection():
@@ -236,7 +236,7 @@ def _turn(job: _Job, pace: Callable[[], float] | None, seconds: float, least: in
             idle += once(count)[0]
         found: list[tuple[float, float | None]] = []
         spent = 0.0
-        while len(found) < runs or spent < until_ms:
+        while (len(found) < runs or spent < until_ms) and spent < most_ms:
             sample = once(count + len(found))
             found.append(sample)
             spent += sample[0]

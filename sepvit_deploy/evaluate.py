@@ -40,6 +40,7 @@ class Evaluation:
         top5: images whose label is among the five best; None without labels, or with five classes or fewer.
         against: None where there was no other file.
         meaningful: False for weights that were never trained, whose accuracy says nothing.
+        model_sha256: digest of the file; None where it is no file.
     """
 
     model: str
@@ -52,6 +53,7 @@ class Evaluation:
     top5: Share | None
     against: Comparison | None
     meaningful: bool
+    model_sha256: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """A plain dictionary that JSON can hold; an infinite SQNR is None.

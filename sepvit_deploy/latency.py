@@ -313,7 +313,8 @@ class Results:
         """The least time that a point's work takes at the rates of its runtime; None where either is unknown.
 
         The products' operations at the rate of their type, or the weights, inputs and outputs at the rate of a copy,
-        whichever takes longer: the roofline (S. Williams, A. Waterman, D. Patterson, "Roofline: an insightful visual
+        whichever takes longer. What stays in a cache from one run to the next is read faster than a large copy, so a
+        small file may be beyond it. It is the roofline (S. Williams, A. Waterman, D. Patterson, "Roofline: an insightful visual
         performance model for multicore architectures", Communications of the ACM 52, 2009).
         """
         engine = self.engine(point.engine)

@@ -63,6 +63,8 @@ def work_of(model: onnx.ModelProto) -> Work | None:
     Raises:
         GraphError: the graph contradicts itself.
     """
+    import onnx
+
     nodes = [node for part in graphs.nested(model.graph, *model.functions) for node in part.node]
     if any("::" in kind_of(node) for node in nodes):
         return None
@@ -81,7 +83,10 @@ def work_of(model: onnx.ModelProto) -> Work | None:
     known = [size for size in sizes if size is not None]
     if len(known) < len(sizes):
         return None
-    weights = sum(len(tensor.raw_data) or 4 * prod(tensor.dims) for tensor in model.graph.initializer)
+    weights = sum(
+        onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize * prod(tensor.dims)
+        for tensor in model.graph.initializer
+    )
     return Work(dict(macs), weights, 4 * sum(known) // batch)
 
 

@@ -117,8 +117,9 @@ def bench(
         raise typer.Exit(latencies.interrupted(results, output))
     if results.failures:
         first = results.failures[0]
+        every = {(point.engine, point.batch) for point in (*results.points, *results.failures)}
         raise DeviceError(
-            f"{len(results.failures)} of {len(results.failures) + len(results.points)} points failed, "
+            f"{len(results.failures)} of {len(every)} points failed, "
             f"{first.engine} at batch {first.batch} first: {first.error}",
             hint="the others were measured, and are kept",
         )

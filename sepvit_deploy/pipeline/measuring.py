@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,7 +61,7 @@ def evaluate(
     if names[0] == names[1]:
         names = (str(model), str(against))
     with contextlib.ExitStack() as stack:
-        return evaluate_runner(
+        found = evaluate_runner(
             stack.enter_context(file.running(how, name=names[0])),
             labelled(source, labels, samples=samples),
             preprocessing,
@@ -74,6 +75,7 @@ def evaluate(
             progress=progress,
             warn=warn,
         )
+    return replace(found, model_sha256=file.sha256)
 
 
 def sensitivity(

@@ -403,8 +403,8 @@ def _accuracies(paths: Sequence[Path]) -> dict[str, Accuracy]:
             if os.path.getsize(path) > _MAX_DOCUMENT:
                 raise ValueError(f"larger than {_MAX_DOCUMENT >> 20} MiB")
             document = json.loads(path.read_text(encoding="utf-8"))
-            digest, top1 = document["sha256"], document["top1"]
-            accuracy = Accuracy(document["image_set"], document["images"], top1["successes"])
+            digest, top1 = document["model_sha256"], document["top1"]
+            accuracy = Accuracy(document["image_set"], document["images"], top1["count"])
             if not (isinstance(digest, str) and 0 <= accuracy.top1 <= accuracy.images):
                 raise ValueError("its figures contradict each other")
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

@@ -90,6 +90,10 @@ class FakeCuda:
         assert stream in self.live
         self._copy("copy_to_host", host, device, size)
 
+    def copy_on_device(self, target: int, source: int, size: int, stream: int) -> None:
+        assert stream in self.live
+        self._copy("copy_on_device", target, source, size)
+
     def create_stream(self) -> int:
         return self._handle("create_stream")
 

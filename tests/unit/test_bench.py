@@ -129,10 +129,17 @@ def test_least_and_seconds_are_both_kept(world: World, seconds: float, least: in
 
 
 def test_a_hundred_samples_and_three_seconds_are_the_default(world: World) -> None:
-    slow, fast = world.points([world.runner("slow", repeat(1.0)), world.runner("fast", repeat(1 / 256))], [1])
+    slow, fast = world.points([world.runner("slow", repeat(1 / 16)), world.runner("fast", repeat(1 / 256))], [1])
     assert len(slow.samples_ms) == 100
     assert slow.rounds == (5,) * ROUNDS
     assert sum(fast.samples_ms) >= 3000
+
+
+def test_a_turn_ends_after_a_second_so_that_others_have_theirs(world: World) -> None:
+    (point,) = world.points([world.runner("slow", repeat(0.375))], [1])
+    assert point.rounds[0] == 3
+    (point,) = world.points([world.runner("long", repeat(0.25))], [1], seconds=600)
+    assert point.rounds[0] == 4
 
 
 def test_warm_up_ends_when_the_median_settles(world: World) -> None:

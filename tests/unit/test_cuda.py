@@ -39,7 +39,9 @@ class FakeRuntime:
     """The calls of cuda.bindings.runtime: a status first, then the results."""
 
     cudaStreamNonBlocking = 1
-    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice="h2d", cudaMemcpyDeviceToHost="d2h")
+    cudaMemcpyKind = SimpleNamespace(
+        cudaMemcpyHostToDevice="h2d", cudaMemcpyDeviceToHost="d2h", cudaMemcpyDeviceToDevice="d2d"
+    )
     cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal="thread")
     results: dict[str, tuple[Any, ...]] = {  # noqa: RUF012 - read only
         "cudaMalloc": (4096,),
@@ -81,6 +83,7 @@ def test_the_runtime_is_called_as_it_is_documented(runtime: FakeRuntime) -> None
     stream, event = cuda.create_stream(), cuda.create_event()
     cuda.copy_to_device(4096, 8192, 100, stream)
     cuda.copy_to_host(8192, 4096, 50, stream)
+    cuda.copy_on_device(4096, 4097, 10, stream)
     cuda.record(event, stream)
     assert cuda.elapsed_ms(event, event) == 1.5
     cuda.begin_capture(stream)
@@ -102,6 +105,7 @@ def test_the_runtime_is_called_as_it_is_documented(runtime: FakeRuntime) -> None
         ("cudaEventCreate",),
         ("cudaMemcpyAsync", 4096, 8192, 100, "h2d", 11),
         ("cudaMemcpyAsync", 8192, 4096, 50, "d2h", 11),
+        ("cudaMemcpyAsync", 4096, 4097, 10, "d2d", 11),
         ("cudaEventRecord", 12, 11),
         ("cudaEventElapsedTime", 12, 12),
         ("cudaStreamBeginCapture", 11, "thread"),
@@ -251,6 +255,10 @@ class Driver(ModuleType):
         self.require("memcpy_dtoh_async")
         ctypes.memmove(target.ctypes.data, device, target.nbytes)
 
+    def memcpy_dtod_async(self, target: int, source: int, size: int, stream: Any) -> None:
+        self.require("memcpy_dtod_async")
+        ctypes.memmove(target, source, size)
+
     def mem_get_info(self) -> tuple[int, int]:
         self.require("mem_get_info")
         return 5, 10
@@ -282,11 +290,14 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
 def test_pycuda_works_in_the_primary_context_and_leaves_it(driver: Driver) -> None:
     cuda = PyCuda(0)
     device, host, stream = cuda.allocate(16), cuda.allocate_pinned(16), cuda.create_stream()
+    other = cuda.allocate(16)
     assert stream == 77
     view(host, 16)[:] = np.arange(16, dtype=np.uint8)
     cuda.copy_to_device(device, host, 16, stream)
     view(host, 16)[:] = 0
-    cuda.copy_to_host(host, device, 8, stream)
+    cuda.copy_on_device(other, device, 16, stream)
+    cuda.copy_to_host(host, other, 8, stream)
+    cuda.free(other)
     assert view(host, 16).tolist() == [0, 1, 2, 3, 4, 5, 6, 7, *[0] * 8]
     start, end = cuda.create_event(), cuda.create_event()
     cuda.record(start, stream)
@@ -300,7 +311,7 @@ def test_pycuda_works_in_the_primary_context_and_leaves_it(driver: Driver) -> No
     cuda.free(device)
     cuda.free_pinned(host)
     cuda.destroy_stream(stream)
-    assert driver.freed == ["memory 16", "pinned 16"]
+    assert driver.freed == ["memory 16", "memory 16", "pinned 16"]
     cuda.close()
     assert driver.detached == 1
 

@@ -50,6 +50,10 @@ class Driver:
     def _cuDeviceTotalMem_v2(self, memory: Any, handle: Any) -> None:
         memory._obj.value = 150_000_000_000
 
+    def _cuDeviceGetPCIBusId(self, text: Any, size: int, handle: Any) -> None:
+        assert size == 64
+        text.value = f"0000:{handle.value}:00.0".encode()
+
     def _cuDeviceGetAttribute(self, value: Any, number: int, handle: Any) -> None:
         value._obj.value = H200[number]
 
@@ -89,3 +93,11 @@ def test_no_driver_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(ctypes, "CDLL", absent)
     assert gpu.devices() == ()
+
+
+def test_the_place_on_the_bus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver())
+    assert gpu.pci_bus_id(1) == "0000:41:00.0"
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver(failing="cuDeviceGet"))
+    with pytest.raises(ValueError, match="there is no GPU 1"):
+        gpu.pci_bus_id(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import sys
 import weakref
@@ -155,14 +156,36 @@ def test_graphs_end_before_the_contexts_that_they_hold_kernels_of(
     assert contexts[0]() is None
 
 
-def test_a_staged_batch_is_replayed_without_copies(make: Make, cuda: FakeCuda) -> None:
+@pytest.mark.parametrize("graph", [False, True])
+def test_resident_batches_are_run_in_turn_without_a_copy_from_the_host(make: Make, cuda: FakeCuda, graph: bool) -> None:
+    batches = [images(8, seed) for seed in range(3)]
+    with make(cuda_graph=graph) as runner:
+        once = runner.resident(batches)
+        for k in range(5):
+            cuda.calls.clear()
+            ms, enqueue_ms = once(k)
+            assert ms == 1.25
+            assert enqueue_ms is not None and enqueue_ms >= 0
+            launch = "launch" if graph and k else "enqueue"
+            assert cuda.calls[-5:] == ["record", launch, "record", "synchronize", "elapsed_ms"]
+            assert cuda.calls[0] == "copy_on_device", "before the events: it is no part of the time"
+            assert not {"copy_to_device", "copy_to_host"} & set(cuda.calls)
+            (slot,) = runner._slots.values()
+            expected = model(batches[k % 3])["logits"]
+            address = slot.outputs["logits"].device
+            found = np.ctypeslib.as_array((ctypes.c_float * expected.size).from_address(address))
+            np.testing.assert_array_equal(found, expected.ravel())
+    assert not cuda.live
+    with pytest.raises(InputError, match=r"t\.plan is closed"):
+        once(0)
+
+
+def test_a_resident_batch_survives_runs_of_another(make: Make) -> None:
     with make() as runner:
-        with pytest.raises(InputError, match=r"t\.plan has no batch on the device; expected stage\(images\)"):
-            runner.replay()
-        runner.stage(images(8))
-        cuda.calls.clear()
-        assert runner.replay()[0] == 1.25
-    assert cuda.calls[:5] == ["record", "enqueue", "record", "synchronize", "elapsed_ms"]
+        of_8, of_3 = runner.resident([images(8)]), runner.resident([images(3, 1)])
+        for once in (of_8, of_3, of_8, of_3):
+            assert once(0)[0] == 1.25
+        assert_right(runner.run(images(5, 2)), images(5, 2))
 
 
 def test_layers_are_timed_without_the_first_run(make: Make) -> None:
