@@ -88,7 +88,7 @@ class Watcher:
 
     def _open_nvml(self) -> None:
         try:
-            nvml = require("pynvml", extra="gpu")
+            nvml = require("pynvml", extra="nvml")
             nvml.nvmlInit()
         except MissingDependency as error:
             self.note = f"clocks, power and temperature of the GPU are not recorded: {error}"

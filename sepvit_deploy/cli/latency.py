@@ -106,7 +106,7 @@ def bench(
             write_results(results, output)
         if html is not None:
             report("writing the page")
-            pipeline.write_report([results], html)
+            pipeline.report_of(results, html)
     if as_json:
         show.json_document(latencies.document(results))
     else:
@@ -117,7 +117,8 @@ def bench(
         raise typer.Exit(latencies.interrupted(results, output))
     if results.failures:
         first = results.failures[0]
-        every = {(point.engine, point.batch) for point in (*results.points, *results.failures)}
+        measured = {(point.engine, point.batch) for point in results.points}
+        every = measured | {(failure.engine, failure.batch) for failure in results.failures}
         raise DeviceError(
             f"{len(results.failures)} of {len(every)} points failed, "
             f"{first.engine} at batch {first.batch} first: {first.error}",

@@ -14,12 +14,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PACKAGE = "sepvit_deploy"
 STAGES = "export simplify smooth audit calibrate precision headroom lint engine engine_worker"
-STAGES += (
-    " parity evaluate sensitivity bench limit comparison capacity report predict doctor inspection ladder plan_probe"
-)
+STAGES += " parity evaluate sensitivity bench limit comparison regression capacity complexity report predict doctor inspection ladder plan_probe"
 ROWS: tuple[tuple[int, str], ...] = (
     (0, "errors"),
     (0, "optional variants confidence ranges gpu triton_releases records"),
+    (0, "published"),
     (1, "spec likeness inspector"),
     (1, "artifact images labels building"),
     (1, "image_sets scales journal accuracy deployment latency"),
@@ -31,6 +30,8 @@ ROWS: tuple[tuple[int, str], ...] = (
     (2, "work conditions"),
     (2, "runners"),
     (2, "cpu_form"),
+    (2, "queueing"),
+    (2, "server_search"),
     (3, STAGES),
     (4, "pipeline"),
     (5, "cli"),

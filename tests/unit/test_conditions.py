@@ -98,7 +98,7 @@ def test_without_nvml_a_note_says_why(nvml: Nvml, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "pynvml", None)
     with Watcher(on_gpu=True) as watcher:
         assert watcher.note is not None
-        assert "pip install 'sepvit-deploy[gpu]'" in watcher.note
+        assert "pip install 'sepvit-deploy[nvml]'" in watcher.note
 
 
 def test_a_cpu_needs_no_nvml(nvml: Nvml) -> None:
