@@ -1,26 +1,27 @@
-"""On a GPU: every engine kind that is installed, every variant and precision, built, compared and timed; resumable.
+"""On a GPU: every runtime that is installed, every variant and precision, built, compared and timed; resumable.
 
-    python benchmarks/gpu.py [--minutes 10] [--variants t,s,b,lite] [--batches 1,8,32] [--work gpu-work]
+    python benchmarks/gpu.py [--minutes 10] [--variants t,s,b,lite] [--batches 1,2,4,8,16,32,64] [--seconds 1]
+                             [--work gpu-work]
 
-Each row is one file on one runtime, in a process of its own, so that a crash costs that row alone. It is written to
-results/<device>/gpu.json as soon as it is measured; a second run goes on with the rows that are missing, and rows that
-failed are tried again. Weights are random, INT8 is calibrated on the example pictures: neither changes the time.
-Engines are timed with their inputs on the device, between CUDA events, plain and from a CUDA graph, after a second of
-warm-up; other runtimes end to end. The comparison is with ONNX Runtime on the CPU, on the same file. The machine's
-settings are not touched. What TensorRT's inspector says of each engine lies in the folder of --work.
-Prints Markdown and writes gpu.md beside.
+First each engine is made and compared with ONNX Runtime on the CPU, on the same file, in a process of its own, so that
+a crash costs that engine alone. Then, variant by variant, one interleaved run of `sepvit-deploy bench` times all engines
+that are sound: plans plain and from a CUDA graph, ONNX files and torch on the GPU, with the inputs on the device.
+Results are written to results/<device>/ as soon as there are any: VARIANT.json with every sample, gpu.json with what
+was built, and report.html over all of it. A second run goes on with what is missing, and tries again what failed.
+Weights are random, INT8 is calibrated on the example pictures: neither changes the time. The machine's settings are not
+touched. What TensorRT's inspector says of each engine lies in the folder of --work. Prints Markdown and writes gpu.md
+beside.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,11 @@ sys.path.append(str(Path(__file__).parents[1]))  # also where the package is not
 
 from sepvit_deploy import builders, gpu, pipeline
 from sepvit_deploy.artifact import tool_versions, written
+from sepvit_deploy.comparison import crossovers
 from sepvit_deploy.deployment import EngineSpec
 from sepvit_deploy.errors import SepvitError
 from sepvit_deploy.inspection import Inspection
+from sepvit_deploy.latency import Results, read_results
 from sepvit_deploy.optional import child_environment
 from sepvit_deploy.pipeline import Running
 from sepvit_deploy.plans import RTX_CAPABILITIES
@@ -41,61 +44,66 @@ from sepvit_deploy.runners.onnxruntime import OnnxRuntimeRunner
 from record import RESULTS, folder_of
 
 PRECISIONS = ("fp16", "int8", "fp32")
-KINDS = ("tensorrt", "rtx", "ort-cuda", "torch-cuda")
+KINDS = ("tensorrt", "rtx", "ort-cuda", "torch", "torch-compile")
 EXAMPLES = Path(__file__).parents[1] / "examples"
-LEAST_SAMPLES, LEAST_SECONDS, WARM_UP_SECONDS = 100, 1.0, 1.0
 ROW_SECONDS = 300.0
+SOUND_DB = {"fp32": 40.0, "fp16": 30.0, "int8": 10.0}
+"""Least SQNR of an engine's logits against ONNX Runtime on the CPU: below it nothing is timed."""
+CLI = "import sys; from sepvit_deploy.cli import main; sys.exit(main())"
 Row = dict[str, Any]
 
 
 def main() -> None:
-    """Measure what is missing, until the time is over; or the one row of --row."""
+    """Make and time what is missing, until the time is over; or make the one engine of --row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--variants", default="t,s,b,lite")
-    parser.add_argument("--batches", default="1,8,32")
+    parser.add_argument("--batches", default="1,2,4,8,16,32,64")
+    parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--work", type=Path, default=Path("gpu-work"))
     parser.add_argument("--row", nargs=3, metavar=("VARIANT", "PRECISION", "KIND"), help="print this row as JSON")
     options = parser.parse_args()
     devices = gpu.devices()
     if not devices:
         sys.exit("error: no NVIDIA GPU is seen here; type: sepvit-deploy doctor")
-    batches = [int(text) for text in options.batches.split(",")]
     if options.row:
         try:
-            print(json.dumps(measured(*options.row, batches, options.work)))
+            print(json.dumps(made(*options.row, options.batches, options.work)))
         except SepvitError as error:
             sys.exit(str(error))
         return
-    target = RESULTS / folder_of(devices[0].name) / "gpu.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = RESULTS / folder_of(devices[0].name)
+    folder.mkdir(parents=True, exist_ok=True)
     options.work.mkdir(parents=True, exist_ok=True)
+    target = folder / "gpu.json"
     rows: dict[str, Row] = json.loads(target.read_text(encoding="utf-8"))["rows"] if target.exists() else {}
     end = time.monotonic() + 60 * options.minutes
-    for row in jobs(options.variants.split(",")):
-        key = " ".join(row)
-        done = rows.get(key, {"error": "not tried"})
-        if "error" not in done and all(any(name.startswith(f"batch {n},") for name in done) for n in batches):
-            continue
-        left = end - time.monotonic()
-        if left < 0:
-            print(f"the time is over before {key}; the same command goes on there", flush=True)
+    for variant in options.variants.split(","):
+        for row in jobs(variant):
+            key = " ".join(row)
+            left = end - time.monotonic()
+            if "error" not in rows.get(key, {"error": "not tried"}):
+                continue
+            if left < 0:
+                print(f"the time is over before {key}; the same command goes on there", flush=True)
+                break
+            rows[key] = in_a_process(row, options, min(ROW_SECONDS, max(left, 60.0)))
+            print(key, json.dumps(rows[key])[:200], flush=True)
+            save(folder, rows, devices[0])
+        if time.monotonic() > end:
             break
-        print(key, end=" ", flush=True)
-        rows[key] = in_a_process(row, options, min(ROW_SECONDS, max(left, 60.0)))
-        print(json.dumps(rows[key])[:200], flush=True)
-        save(target, rows, devices[0])
-    save(target, rows, devices[0])
-    print((target.with_suffix(".md")).read_text(encoding="utf-8"))
+        time_all(variant, rows, folder, options)
+        save(folder, rows, devices[0])
+    page(folder)
+    print((folder / "gpu.md").read_text(encoding="utf-8"))
 
 
-def jobs(variants: list[str]) -> Iterator[tuple[str, str, str]]:
+def jobs(variant: str) -> Iterator[tuple[str, str, str]]:
     """Variant, precision and kind of each row, the most telling first."""
-    for variant in variants:
-        for precision in PRECISIONS:
-            for kind in KINDS:
-                if kind != "torch-cuda" or precision == "fp32":
-                    yield variant, precision, kind
+    for precision in PRECISIONS:
+        for kind in KINDS:
+            if not kind.startswith("torch") or precision == "fp32":
+                yield variant, precision, kind
 
 
 def in_a_process(row: tuple[str, str, str], options: argparse.Namespace, seconds: float) -> Row:
@@ -146,56 +154,51 @@ def file_of(variant: str, precision: str, work: Path) -> Path:
     return path
 
 
-def measured(variant: str, precision: str, kind: str, batches: list[int], work: Path) -> Row:
-    """One row: what was built, how close it is, and how long it takes at each batch."""
+def made(variant: str, precision: str, kind: str, batches: str, work: Path) -> Row:
+    """One row: the engine to time, how close it is, and what was built.
+
+    Raises:
+        SepvitError: it is not to be had here, or it is too far from ONNX Runtime on the CPU.
+    """
     path = file_of(variant, precision, work)
-    images = {batch: np.random.default_rng(0).standard_normal((batch, 3, 224, 224), np.float32) for batch in batches}
-    expected = OnnxRuntimeRunner(path).run(images[batches[0]])["logits"]
+    numbers = [int(text) for text in batches.split(",")]
+    images = np.random.default_rng(0).standard_normal((numbers[0], 3, 224, 224), np.float32)
+    expected = OnnxRuntimeRunner(path).run(images)["logits"]
     row: Row = {"variant": variant, "precision": precision, "kind": kind}
     if kind in ("tensorrt", "rtx"):
-        return row | of_engine(path, kind, expected, images, work / f"{variant}_{precision}_{kind}.plan")
-    source = path if kind == "ort-cuda" else f"torch:{variant}"
-    with pipeline.open_model(source).running(Running(provider="cuda")) as runner:
-        row["sqnr_db"] = _sqnr_db(expected, runner.run(images[batches[0]])["logits"])
-        for batch in batches:
-
-            def once(runner: Any = runner, batch: int = batch) -> float:
-                start = time.perf_counter()
-                runner.run(images[batch])
-                return (time.perf_counter() - start) * 1000
-
-            row[f"batch {batch}, end to end"] = timed(once)
+        row |= built(path, kind, numbers, work / f"{variant}_{precision}_{kind}.plan")
+    else:
+        row["engine"] = str(path) if kind == "ort-cuda" else f"{kind}:{variant}"
+    for graph in (False, True) if kind in ("tensorrt", "rtx") else (False,):
+        how = Running(provider="cuda", cuda_graph=graph)
+        with pipeline.open_model(row["engine"]).running(how) as runner:
+            for _ in range(3):  # a graph is captured by the second run
+                found = runner.run(images)["logits"]
+        sqnr_db = _sqnr_db(expected, found)
+        if not sqnr_db > SOUND_DB[precision]:
+            raise SepvitError(f"its logits are {sqnr_db:.1f} dB from ONNX Runtime's", expected=f"{SOUND_DB[precision]}")
+        row["sqnr_db of a CUDA graph" if graph else "sqnr_db"] = sqnr_db
     return row
 
 
-def of_engine(path: Path, kind: str, expected: np.ndarray, images: dict[int, np.ndarray], plan: Path) -> Row:
-    """What is known of an engine: built where it is not there yet, compared, and timed plain and as a CUDA graph."""
-    first, largest = next(iter(images)), max(images)
-    if not fits(plan, kind, images):
-        engine = EngineSpec(kind, (f"1,{8 if 8 in images else largest},{largest}",))
-        told = plan.with_suffix(".inspector.json")
-        pipeline.build(path, plan, engine=engine, inspector=told)
-    opened = pipeline.open_plan(plan)
-    facts = opened.plan.facts
-    row: Row = {"build_s": facts.build_seconds, "plan_bytes": plan.stat().st_size, "version": facts.builder_version}
+def built(path: Path, kind: str, batches: list[int], plan: Path) -> Row:
+    """What is known of a plan, built where it is not there yet."""
+    if not fits(plan, kind, batches):
+        largest = max(batches)
+        engine = EngineSpec(kind, (f"{min(batches)},{8 if 8 in batches else largest},{largest}",))
+        pipeline.build(path, plan, engine=engine, inspector=plan.with_suffix(".inspector.json"))
+    facts = pipeline.open_plan(plan).plan.facts
+    row: Row = {"engine": str(plan), "build_s": facts.build_seconds, "plan_bytes": plan.stat().st_size}
+    row["version"] = facts.builder_version
     if facts.inspection is not None:
         inspection = Inspection.from_dict(facts.inspection)
         row["attention"] = dict(Counter(attention.state for attention in inspection.attention))
         row["precisions"] = {name: round(total.share, 4) for name, total in inspection.precisions.items()}
         row["reformats"] = inspection.of("reformat", "cast").layers
-    for graph in (False, True):
-        with opened.running(Running(cuda_graph=graph)) as runner:
-            for _ in range(3):  # a graph is captured by the second run
-                found = runner.run(images[first])["logits"]
-            row["sqnr_db of a CUDA graph" if graph else "sqnr_db"] = _sqnr_db(expected, found)
-            for batch in images:
-                runner.stage(images[batch])
-                name = f"batch {batch}, {'CUDA graph' if graph else 'plain'}"
-                row[name] = timed(lambda runner=runner: runner.replay()[0])
     return row
 
 
-def fits(plan: Path, kind: str, images: dict[int, np.ndarray]) -> bool:
+def fits(plan: Path, kind: str, batches: list[int]) -> bool:
     """True of a plan of an earlier run that this TensorRT loads and that takes these batches."""
     try:
         facts = pipeline.open_plan(plan).plan.facts
@@ -203,25 +206,39 @@ def fits(plan: Path, kind: str, images: dict[int, np.ndarray]) -> bool:
         return False
     takes = [(profile.minimum, profile.maximum) for profile in facts.profiles]
     return facts.builder_version == builders.available()[kind] and all(
-        any(low <= batch <= high for low, high in takes) for batch in images
+        any(low <= batch <= high for low, high in takes) for batch in batches
     )
 
 
-def timed(once: Callable[[], float]) -> Row:
-    """Median, p90 and p99 of what ``once`` says it took, in ms."""
-    end = time.monotonic() + WARM_UP_SECONDS
-    while time.monotonic() < end:
-        once()
-    samples: list[float] = []
-    start = time.monotonic()
-    while len(samples) < LEAST_SAMPLES or time.monotonic() - start < LEAST_SECONDS:
-        samples.append(once())
-    return {
-        "p50_ms": statistics.median(samples),
-        "p90_ms": float(np.quantile(samples, 0.9)),
-        "p99_ms": float(np.quantile(samples, 0.99)),
-        "samples": len(samples),
-    }
+def time_all(variant: str, rows: dict[str, Row], folder: Path, options: argparse.Namespace) -> None:
+    """One run over every sound engine of a variant, but where its results are there already.
+
+    Engines by TensorRT and by TensorRT-RTX are timed in runs of their own: the two share symbols.
+    """
+    sound = [row for row in rows.values() if "error" not in row and row["variant"] == variant]
+    for name, kinds in ((variant, ("tensorrt", "ort-cuda", "torch", "torch-compile")), (f"{variant}_rtx", ("rtx",))):
+        engines = [row["engine"] for row in sound if row["kind"] in kinds]
+        output = folder / f"{name}.json"
+        if not engines or timed(output) >= {Path(engine).name for engine in engines}:
+            continue
+        command = ["bench", "--batch", options.batches, "--seconds", str(options.seconds), "--provider", "cuda"]
+        if any(row["kind"] in ("tensorrt", "rtx") for row in sound if row["kind"] in kinds):
+            command += ["--cuda-graph", "both"]
+        for engine in engines:
+            command += ["--engine", engine]
+        done = subprocess.run(
+            [sys.executable, "-c", CLI, *command, "--output", str(output)], check=False, env=child_environment()
+        )
+        print(f"{output.name}: bench ended with status {done.returncode}", flush=True)
+
+
+def timed(output: Path) -> set[str]:
+    """Names of the engines whose results lie in a file."""
+    try:
+        results = read_results(output)
+    except SepvitError:
+        return set()
+    return set() if results.interrupted else {engine.file for engine in results.engines}
 
 
 def _sqnr_db(expected: np.ndarray, found: np.ndarray) -> float:
@@ -229,44 +246,65 @@ def _sqnr_db(expected: np.ndarray, found: np.ndarray) -> float:
     return float(10 * np.log10((expected.astype(np.float64) ** 2).sum() / max(noise, 1e-30)))
 
 
-def save(target: Path, rows: dict[str, Row], device: gpu.Device) -> None:
-    """Write the rows and their table, whole or not at all."""
+def runs(folder: Path) -> list[Results]:
+    """The results of a folder, in order of their names."""
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            found.append(read_results(path))
+        except SepvitError:
+            continue  # another benchmark's
+    return found
+
+
+def save(folder: Path, rows: dict[str, Row], device: gpu.Device) -> None:
+    """Write the rows and the tables, whole or not at all."""
     document = {
-        "schema": 1,
+        "schema": 2,
         "command": "python benchmarks/gpu.py",
         "conditions": {"device": vars(device), "tools": tool_versions(), "builders": builders.available()},
         "rows": rows,
     }
-    with written(target) as temporary:
+    with written(folder / "gpu.json") as temporary:
         temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    with written(target.with_suffix(".md")) as temporary:
-        temporary.write_text(markdown(document), encoding="utf-8")
+    with written(folder / "gpu.md") as temporary:
+        temporary.write_text(markdown(document, runs(folder)), encoding="utf-8")
 
 
-def markdown(document: dict[str, Any]) -> str:
-    """The rows as a table, a line for each batch."""
+def page(folder: Path) -> None:
+    """The report over all results of the folder, where its library is installed."""
+    try:
+        pipeline.report([folder], folder / "report.html", command=f"sepvit-deploy report {folder.name}")
+    except SepvitError as error:
+        print(f"no report: {error}", file=sys.stderr)
+
+
+def markdown(document: dict[str, Any], results: list[Results]) -> str:
+    """A line for each point; what was built, and what was not."""
     device = document["conditions"]["device"]
     lines = [
-        f"{device['name']}, compute capability {device['compute_capability']}. Made by `{document['command']}`. "
-        "Engines: device time without copies; other runtimes: end to end.",
+        f"{device['name']}, compute capability {device['compute_capability']}. Made by `{document['command']}`: "
+        "device time without copies, each variant's engines in one interleaved run.",
         "",
-        "| variant | precision | runtime | how | p50 ms | p90 ms | p99 ms | images/s | SQNR dB |",
-        "|---|---|---|---|---:|---:|---:|---:|---:|",
+        "| engine | runtime | batch | p50 ms | p90 ms | p99 ms | images/s | % of limit | settled |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---|",
     ]
-    missing = []
-    for key, row in document["rows"].items():
-        if "error" in row:
-            missing.append(f"- {key}: {row['error']}")
-            continue
-        for name, point in row.items():
-            if isinstance(point, dict) and "p50_ms" in point:
-                rate = 1000 * int(name.split(",")[0].removeprefix("batch ")) / point["p50_ms"]
+    for run in results:
+        for engine in run.engines:
+            for point in run.curve(engine.name):
+                limit = run.limit_ms(point)
                 lines.append(
-                    f"| {row['variant']} | {row['precision'].upper()} | {row['kind']} | {name} | "
-                    f"{point['p50_ms']:.3f} | {point['p90_ms']:.3f} | {point['p99_ms']:.3f} | {rate:.0f} | "
-                    f"{row['sqnr_db']:.1f} |"
+                    f"| {engine.name} | {engine.runtime} | {point.batch} | {point.p50_ms:.3f} | "
+                    f"{point.quantile_ms(0.9):.3f} | {point.quantile_ms(0.99):.3f} | {point.images_per_s:.0f} | "
+                    f"{f'{limit / point.p50_ms:.0%}' if limit else ''} | {'yes' if point.settled else 'no'} |"
                 )
-    return "\n".join([*lines, *(["", "Not measured:", "", *missing] if missing else [])]) + "\n"
+    found = [f"- {found.faster}: {found.sentence}" for run in results for found in crossovers(run)]
+    rows = document["rows"]
+    engines = [f"- {key}: {row['sqnr_db']:.1f} dB from the CPU" for key, row in rows.items() if "error" not in row]
+    missing = [f"- {key}: {row['error']}" for key, row in rows.items() if "error" in row]
+    for title, part in (("Crossovers", found), ("Engines", engines), ("Not measured", missing)):
+        lines += ["", f"{title}:", "", *part] if part else []
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

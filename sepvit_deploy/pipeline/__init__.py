@@ -9,6 +9,7 @@ from sepvit_deploy.pipeline.lowering import Lowered, calibrate, quantize, smooth
 from sepvit_deploy.pipeline.measuring import evaluate, sensitivity
 from sepvit_deploy.pipeline.models import PLANS, TORCH, TORCH_COMPILE, open_model, open_plan
 from sepvit_deploy.pipeline.opened import Opened, Running, open_onnx
+from sepvit_deploy.pipeline.reporting import report, report_of
 from sepvit_deploy.pipeline.timing import bench
 
 __all__ = [
@@ -39,6 +40,8 @@ __all__ = [
     "parity_facts",
     "quantize",
     "reference_model",
+    "report",
+    "report_of",
     "sensitivity",
     "smooth",
 ]

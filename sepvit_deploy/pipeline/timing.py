@@ -148,6 +148,8 @@ def _entries(sources: Sequence[str | Path], how: Running, cuda_graph: CudaGraph,
         names = [str(source) for source in sources]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise OptionError(f"--engine {twice} is given twice", expected="engines that differ")
+    if len({file.plan.builder for file in opened if isinstance(file, OpenedPlan)}) > 1:  # they share C++ symbols
+        raise OptionError("plans of TensorRT and of TensorRT-RTX in one run", expected="those of one builder")
     plain = replace(how, cuda_graph=False)
     found = []
     for file, name in zip(opened, names, strict=True):

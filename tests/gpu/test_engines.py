@@ -15,6 +15,7 @@ from sepvit_deploy.engine import engine_from_onnx
 from sepvit_deploy.errors import MissingDependency
 from sepvit_deploy.graph import load_graph
 from sepvit_deploy.inspection import Inspection
+from sepvit_deploy.latency import read_results
 from sepvit_deploy.network import products_of_graph
 from sepvit_deploy.plans import read_plan
 from sepvit_deploy.runners.cuda import open_cuda
@@ -24,6 +25,7 @@ from tests.cpu.commands import call
 from tests.gpu.conftest import PICTURES, PRECISIONS
 from tests.gpu.kinds import BUILDERS, PROVIDERS, absent
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 EVERY = [(kind, precision) for kind in BUILDERS for precision in PRECISIONS]
 FP16 = [(kind, "fp16") for kind in BUILDERS]
 LEAST_DB = {"fp32": 60.0, "fp16": 35.0, "int8": 10.0}
@@ -170,7 +172,38 @@ def test_a_thousand_runs_and_reloads_give_the_memory_back(plan: Path) -> None:
 def test_a_batch_above_the_profile_is_one_line(plan: Path) -> None:
     done = call("bench", "--engine", plan, "--batch", "33")
     assert done.code == 2
-    assert "a batch of 33; expected 1 to 32" in done.err
+    assert "--batch 33; expected 1 to 32, which digits_fp16" in done.err
+
+
+@fp16
+def test_bench_times_a_plan_with_and_without_a_graph_beside_the_limit(plan: Path, tmp_path: Path) -> None:
+    output = tmp_path / "r.json"
+    arguments = ("--engine", plan, "--batch", "1,8,32", "--seconds", "0.3", "--cuda-graph", "both")
+    done = call("bench", *arguments, "--output", output)
+    assert done.code == 0, done
+    found = read_results(output)
+    assert {(p.engine, p.batch) for p in found.points} == {
+        (name, batch) for name in (plan.name, f"{plan.name}, CUDA graph") for batch in (1, 8, 32)
+    }
+    for point in found.points:
+        assert len(point.enqueue_ms) == len(point.samples_ms) >= 100
+        limit = found.limit_ms(point)
+        assert limit is not None
+        assert 0 < limit < 1.2 * point.p50_ms
+        graph = found.engine(point.engine).cuda_graph
+        assert graph == point.engine.endswith("CUDA graph")
+    (rates,) = found.rates
+    assert rates.operations_per_s["FP16"] > 1e12
+    assert rates.bytes_per_s is not None
+    assert rates.bytes_per_s > 5e10
+    assert found.machine.gpu is not None
+    assert found.machine.device == found.machine.gpu.name
+    if found.machine.driver is not None:  # nvidia-ml-py is there
+        assert all(p.conditions.gpu_sm_mhz is not None for p in found.points)
+    assert call("compare", output, output).code == 0
+    for boundary in ("copies", "end-to-end"):
+        arguments = ("--engine", plan, "--batch", "8", "--seconds", "0.3", "--boundary", boundary)
+        assert call("bench", *arguments, "--images", EXAMPLES).code == 0
 
 
 @fp16
@@ -196,12 +229,14 @@ def test_onnx_runtime_runs_on_the_gpu_or_says_why_not(provider: str, precision: 
     # TensorRT inside ONNX Runtime has no option against TF32, only a variable that must be set before CUDA is used.
     least = min(45.0, LEAST_DB[precision]) if provider == "tensorrt" else LEAST_DB[precision]
     assert sqnr_db(reference, runner.run(images(4))["logits"]) > least
+    once = runner.resident([images(4), images(4)])
+    assert min(once(k)[0] for k in range(10)) > 0
 
 
 def test_torch_runs_on_the_gpu(files: Path) -> None:
     if reason := absent("torch"):
         pytest.skip(reason)
-    done = call("bench", "--engine", "torch:lite", "--provider", "cuda", "--seconds", "0.1", "--batch", "1,8")
+    done = call("bench", "--engine", "torch:lite", "--provider", "cuda", "--seconds", "0.1", "--batch", "1,8", "--json")
     assert done.code == 0, done
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PACKAGE = "sepvit_deploy"
 STAGES = "export simplify smooth audit calibrate precision headroom lint engine engine_worker"
-STAGES += " parity evaluate sensitivity bench limit comparison regression capacity complexity report predict doctor inspection ladder plan_probe"
+STAGES += " parity evaluate sensitivity predict doctor inspection ladder plan_probe"
+STAGES += " bench limit comparison regression capacity complexity report"
 ROWS: tuple[tuple[int, str], ...] = (
     (0, "errors"),
     (0, "optional variants confidence ranges gpu triton_releases records"),
