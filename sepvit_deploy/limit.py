@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import onnx
     import torch
 
-    from sepvit_deploy.runners.base import Array
+    from sepvit_deploy.runners.base import Array, Runner
     from sepvit_deploy.runners.cuda import Cuda
 
 ProductType = Literal["FP32", "FP16", "INT8"]
@@ -32,11 +32,12 @@ def operations(size: int, chain: int) -> int:
     return 2 * chain * size**3
 
 
-def tiny_input(size: int) -> Array:
-    """What a product's runner is given: (1, 1, 1, size)."""
+def input_of(runner: Runner) -> Array:
+    """One small input for what runs a product."""
     import numpy as np
 
-    return np.random.default_rng(0).standard_normal((1, 1, 1, size), dtype=np.float32)
+    shape = (1, *(dim or 1 for dim in runner.input_shape[1:]))
+    return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
 
 
 def product_graph(kind: ProductType, *, size: int, chain: int = 1, unsigned: bool = False) -> onnx.ModelProto:

@@ -288,7 +288,7 @@ def _gauges(
         for type_ in sorted(types & {"FP32", "FP16", "INT8"}):
             try:
                 runner = stack.enter_context(_product(entry, cast("ProductType", type_), on_gpu=on_gpu))
-                once = cast("Resident", runner).resident([_input(runner)])
+                once = cast("Resident", runner).resident([limit.input_of(runner)])
                 once(0)
             except SepvitError as error:
                 notes.append(f"the rate of {type_} on {runtime} is not measured: {error}")
@@ -303,12 +303,6 @@ def _gauges(
 
 def _ms(once: Callable[[int], tuple[float, float | None]]) -> float:
     return once(0)[0]
-
-
-def _input(runner: Runner) -> Array:
-    size = runner.input_shape[3]
-    assert size is not None
-    return limit.tiny_input(size).repeat(runner.input_shape[1] or 1, axis=1)
 
 
 @contextlib.contextmanager

@@ -12,19 +12,26 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from sepvit_deploy import builders, gpu, limit
 from sepvit_deploy import engine as engine_module
-from sepvit_deploy import gpu
 from sepvit_deploy.artifact import passport_path
 from sepvit_deploy.engine import Built
-from sepvit_deploy.pipeline import building
+from sepvit_deploy.latency import read_results
+from sepvit_deploy.pipeline import Running, building, timing
+from sepvit_deploy.pipeline.models import OpenedPlan
+from sepvit_deploy.runners.tensorrt import TensorRtRunner
 from tests.cpu.commands import PROGRAM, Done, call, certified, changed, classifier, complaint, environment, left_over
+from tests.cpu.rtx import SKIP, built
 from tests.cpu.test_engine import AS_TENSORRT, RUN, fake_child
+from tests.unit import fake_tensorrt
+from tests.unit.fake_cuda import FakeCuda
 
 RTX = ("--builder", "rtx")
 
@@ -425,3 +432,91 @@ def test_a_missing_builder_is_named(files: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(builders, "_installed", lambda names: None)
     complaint(call("build", files / "lite.onnx"), "no builder of engines is installed", "sepvit-deploy[rtx]")
     complaint(call("build", files / "lite.onnx", *RTX), "TensorRT-RTX is not installed", "sepvit-deploy[rtx]")
+
+
+# bench of plans, over a device that is not there
+
+
+@pytest.fixture
+def on_fake_gpu(monkeypatch: pytest.MonkeyPatch) -> list[FakeCuda]:
+    """Plans run in a fake TensorRT on fake devices, which are listed; what measures a type is a fake engine, too."""
+    devices: list[FakeCuda] = []
+
+    @contextlib.contextmanager
+    def running(opened: OpenedPlan, how: Running, *, name: str | None = None, taps: bool = False) -> Iterator[object]:
+        profiles = [[1, 4, 8]]
+        with fake_runner(fake_tensorrt.plan(profiles), name=name or "plan", cuda_graph=how.cuda_graph) as runner:
+            yield runner
+
+    def fake_runner(content: bytes, *, name: str, **more: object) -> TensorRtRunner:
+        cuda = more.get("cuda") or fake_cuda()
+        assert isinstance(cuda, FakeCuda)
+        monkeypatch.setattr(builders, "load", lambda builder: fake_tensorrt.module(cuda))
+        graph = bool(more.get("cuda_graph"))
+        return TensorRtRunner(content, name=name, builder="rtx", cuda=cuda, cuda_graph=graph)
+
+    def product(content: bytes, request: object, *, name: str, **more: object) -> Built:
+        assert "product" in name
+        facts = SimpleNamespace(network=None)
+        return Built(fake_tensorrt.plan([[1, 1, 1]]), facts, ())  # type: ignore[arg-type]
+
+    def fake_cuda(package: str = "bindings") -> FakeCuda:
+        devices.append(FakeCuda())
+        return devices[-1]
+
+    monkeypatch.setattr(OpenedPlan, "running", running)
+    monkeypatch.setattr(timing, "engine_from_onnx", product)
+    monkeypatch.setattr("sepvit_deploy.runners.tensorrt.TensorRtRunner", fake_runner)
+    monkeypatch.setattr("sepvit_deploy.runners.cuda.open_cuda", fake_cuda)
+    monkeypatch.setattr(timing.limit, "COPIED_ON_GPU", 1 << 12)
+    monkeypatch.setattr(gpu, "devices", lambda: (DEVICE,))
+    return devices
+
+
+def test_a_plan_is_timed_with_and_without_a_cuda_graph(copy: Path, tmp_path: Path, on_fake_gpu: list[FakeCuda]) -> None:
+    output = tmp_path / "r.json"
+    quick = ("--seconds", "0", "--samples", "6", "--output", output)
+    done = call("bench", "--engine", copy / "fp16.plan", "--cuda-graph", "both", *quick)
+    assert done.code == 0, done
+    found = read_results(output)
+    names = ["fp16.plan", "fp16.plan, CUDA graph"]
+    assert [(p.engine, p.batch) for p in found.points] == [(name, b) for name in names for b in (1, 2, 4, 8)]
+    assert all(set(p.samples_ms) == {1.25} and len(p.enqueue_ms) == 6 for p in found.points)
+    assert found.machine.device == DEVICE.name
+    assert [engine.cuda_graph for engine in found.engines] == [False, True]
+    engine = found.engines[0]
+    assert (engine.runtime, engine.precision, engine.products["FP16"]) == ("TensorRT-RTX", "fp16", 93)
+    assert engine.work is not None
+    assert engine.work.macs.keys() == {"FP16"}
+    (rates,) = found.rates
+    assert rates.operations_per_s == {"FP16": limit.operations(limit.ON_GPU, limit.CHAIN_ON_GPU) / 1.25e-3}
+    assert rates.bytes_per_s == 2 * (1 << 12) / 1.25e-3
+    assert found.limit_ms(found.points[0]) == pytest.approx(
+        max(2 * engine.work.macs["FP16"] / rates.operations_per_s["FP16"], 0) * 1000
+        if rates.bytes_per_s > 1e12
+        else 1000 * (engine.work.weight_bytes + engine.work.image_bytes) / rates.bytes_per_s
+    )
+    assert any("NVML" in note or "nvidia" in note.lower() or "pynvml" in note for note in found.notes)
+    assert all(not cuda.live and cuda.closed for cuda in on_fake_gpu), "everything is given back"
+
+
+def test_a_batch_above_the_profile(copy: Path, on_fake_gpu: list[FakeCuda]) -> None:
+    plan = copy / "fp16.plan"
+    line = complaint(call("bench", "--engine", plan, "--batch", "1,16"), "--batch 16", "1 to 8, which fp16.plan takes")
+    assert "build it with --profile 1,16,16" in line
+
+
+def test_the_work_of_a_plan_without_its_onnx_file_is_not_known(copy: Path, on_fake_gpu: list[FakeCuda]) -> None:
+    (copy / "lite_fp16.onnx").unlink()
+    done = call("bench", "--engine", copy / "fp16.plan", "--batch", "1", "--seconds", "0", "--samples", "3", "--json")
+    assert done.code == 0, done
+    assert done.document["points"][0]["limit_ms"] is None
+    assert any("the work of fp16.plan is not known" in note for note in done.document["notes"])
+
+
+@SKIP
+@pytest.mark.parametrize("kind", ["FP32", "FP16", "INT8"])
+def test_what_measures_a_type_is_built_in_that_type(kind: limit.ProductType) -> None:
+    network, _ = built(limit.product_graph(kind, size=64, chain=limit.CHAIN_ON_GPU))
+    expected = {"FP32": "FLOAT", "FP16": "HALF", "INT8": "INT8"}[kind]
+    assert network.matmuls == {expected: limit.CHAIN_ON_GPU}

@@ -6,11 +6,12 @@ import math
 import time
 from fractions import Fraction
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sepvit_deploy.confidence import mcnemar_exact, wilson
+from sepvit_deploy.confidence import mcnemar_exact, median_interval, ratio_interval, wilson
 
 COUNTS = st.integers(1, 50_000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 
@@ -100,3 +101,32 @@ def test_mcnemar_of_50000_images() -> None:
 def test_mcnemar_of_counts_below_0(b: int, c: int) -> None:
     with pytest.raises(ValueError, match=f"counts of {b} and {c}"):
         mcnemar_exact(b, c)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 8, 21, 50])
+def test_the_bootstrap_of_a_median_is_that_of_drawing_every_value(n: int) -> None:
+    values = np.random.default_rng(n).lognormal(0, 0.3, n)
+    drawn = np.median(np.random.default_rng(0).choice(values, (40_000, n)), axis=1)
+    low, high = median_interval(values.tolist())
+    spread = np.ptp(values) or 1.0
+    assert low == pytest.approx(np.quantile(drawn, 0.025), abs=0.06 * spread)
+    assert high == pytest.approx(np.quantile(drawn, 0.975), abs=0.06 * spread)
+    assert min(values) <= low <= np.median(values) <= high <= max(values)
+
+
+def test_intervals_hold_the_true_median_and_the_true_ratio_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(7)
+    held = ratio_held = 0
+    for _ in range(300):
+        new, old = rng.lognormal(0.1, 0.2, 20).tolist(), rng.lognormal(0, 0.2, 20).tolist()
+        low, high = median_interval(new)
+        held += low <= np.exp(0.1) <= high
+        low, high = ratio_interval(new, old)
+        ratio_held += low <= np.exp(0.1) <= high
+    assert 0.9 <= held / 300 <= 1.0
+    assert 0.9 <= ratio_held / 300 <= 1.0
+
+
+def test_no_values_have_no_interval() -> None:
+    with pytest.raises(ValueError, match="no values"):
+        median_interval([])
