@@ -25,16 +25,19 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 
-demo: venv ## export SepViT-T, check it, time it, and run it on the example pictures
+demo: venv ## export SepViT-T, check it, run it on the example pictures, time it, and make a page of that
 	@mkdir -p demo
 	$(BIN)/sepvit-deploy export --variant t --output demo/sepvit_t.onnx
 	$(BIN)/sepvit-deploy check demo/sepvit_t.onnx
-	$(BIN)/sepvit-deploy bench --engine demo/sepvit_t.onnx --batch 1,8
 	$(BIN)/sepvit-deploy predict demo/sepvit_t.onnx examples/*.jpg
+	$(BIN)/sepvit-deploy bench --engine demo/sepvit_t.onnx --engine torch:t --batch 1,4 --samples 40 \
+	--output demo/latency.json
+	$(BIN)/sepvit-deploy report demo --html demo/report.html
 	@echo
 	@echo 'Written by these commands:'
 	@ls -l demo
-	@echo 'The command is $(BIN)/sepvit-deploy; its --help lists the rest.'
+	@echo 'The command is $(BIN)/sepvit-deploy; its --help lists the rest. The report, to be opened in a browser:'
+	@echo '$(CURDIR)/demo/report.html'
 
 lint: venv ## ruff and mypy
 	$(BIN)/ruff check .

@@ -4,7 +4,7 @@
                              [--work gpu-work]
 
 First each engine is made and compared with ONNX Runtime on the CPU, on the same file, in a process of its own, so that
-a crash costs that engine alone. Then, variant by variant, one interleaved run of `sepvit-deploy bench` times all engines
+a crash costs that engine alone. Then, variant by variant, one interleaved run of `sepvit-deploy bench` times those
 that are sound: plans plain and from a CUDA graph, ONNX files and torch on the GPU, with the inputs on the device.
 Results are written to results/<device>/ as soon as there are any: VARIANT.json with every sample, gpu.json with what
 was built, and report.html over all of it. A second run goes on with what is missing, and tries again what failed.

@@ -16,8 +16,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-SECTIONS = {"output": "## The main job", "precision": "## FP16 and INT8", "engines": "## TensorRT engines"}
-TABLES = {"benchmark": "export.md", "accuracy": "precision.md", "builds": "build.md"}
+SECTIONS = {
+    "output": "## The main job",
+    "precision": "## FP16 and INT8",
+    "engines": "## TensorRT engines",
+    "latency": "## Latency",
+}
+TABLES = {
+    "benchmark": "export.md",
+    "accuracy": "precision.md",
+    "builds": "build.md",
+    "repeatability": "repeatability.md",
+    "peers": "peers.md",
+}
 SHORTENED = (
     "python",
     "sepvit-deploy calibrate",

@@ -101,14 +101,22 @@ def crossovers(results: Results) -> tuple[Crossover, ...]:
             families.setdefault(key, []).append(engine)
     found = []
     for family in families.values():
-        ordered = sorted(family, key=lambda engine: _ORDER.index(engine.precision.upper()))
-        for lower, higher in pairwise(ordered):
-            if lower.precision != higher.precision:
-                found += _crossover(results, lower, higher)
+        there = [name for name in _ORDER if any(engine.precision.upper() == name for engine in family)]
+        for low, high in pairwise(there):
+            lower, higher = ([e for e in family if e.precision.upper() == name] for name in (low, high))
+            for engine in lower:
+                for other in higher:
+                    labels = (_label(engine, lower), _label(other, higher))
+                    found += _crossover(results, engine, other, *labels)
     return tuple(found)
 
 
-def _crossover(results: Results, lower: Engine, higher: Engine) -> list[Crossover]:
+def _label(engine: Engine, same: Sequence[Engine]) -> str:
+    """The precision, and which engine where several have it."""
+    return engine.precision.upper() + (f" ({engine.name})" if len(same) > 1 else "")
+
+
+def _crossover(results: Results, lower: Engine, higher: Engine, low: str, high: str) -> list[Crossover]:
     by_batch = {ratio.batch: ratio for ratio in _ratios(results, [(lower, higher)])}
     if not by_batch:
         return []
@@ -118,14 +126,14 @@ def _crossover(results: Results, lower: Engine, higher: Engine) -> list[Crossove
         if not (by_batch[batch].resolved and by_batch[batch].ratio < 1):
             break
         from_batch = batch
-    low, high = lower.precision.upper(), higher.precision.upper()
     if from_batch is None:
         sentence = f"{low} is not faster than {high} at batch {batches[-1]}: do not ship {low} for speed"
     elif from_batch == batches[0]:
         sentence = f"{low} is faster than {high} at every batch measured, from {batches[0]} to {batches[-1]}"
     else:
         sentence = f"{low} is faster than {high} from batch {from_batch} on: do not ship {low} below batch {from_batch}"
-    return [Crossover(lower.name, higher.name, low, high, from_batch, sentence)]
+    precisions = (lower.precision.upper(), higher.precision.upper())
+    return [Crossover(lower.name, higher.name, *precisions, from_batch, sentence)]
 
 
 def scaling(results: Results) -> tuple[Scaling, ...]:

@@ -13,15 +13,15 @@ from tests.cpu.rtx import SKIP
 from tests.repo.layers import ROOT
 from tests.repo.readme import commands
 
-FEWER = ["--test", "60"]
-"""Given to the command that makes pictures: the commands after it are as they stand."""
+FEWER = {"benchmarks/digits.py": ["--test", "60"], "bench": ["--samples", "20", "--seconds", "0"]}
+"""Given to commands that would make or measure more than a test needs; the others are as they stand."""
 
 
 @SKIP
 def test_the_readmes_commands_run(tmp_path: Path) -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     typed = [command for command in commands(text) if not command.startswith(("make", "source"))]
-    main, precision, engines = typed[:3], typed[3:9], typed[9:]
+    main, precision, engines, latency = typed[:3], typed[3:9], typed[9:15], typed[15:]
     assert [command.split()[1] for command in main] == ["export", "check", "bench"]
     verbs = ["benchmarks/digits.py", "export", "calibrate", "quantize", "evaluate", "lint"]
     assert [command.split()[1] for command in precision] == verbs
@@ -29,6 +29,7 @@ def test_the_readmes_commands_run(tmp_path: Path) -> None:
         *("quantize", "build", "calibrate", "quantize", "build", "doctor"),
     ]
     assert sum("--builder rtx" in command for command in engines) == 2
+    assert [command.split()[1] for command in latency] == ["bench", "compare", "plan-capacity", "report"]
     bin_folder = Path(sys.executable).parent
     environment = os.environ | {"PATH": f"{bin_folder}:{os.environ['PATH']}"}
     for command in typed:
@@ -37,7 +38,7 @@ def test_the_readmes_commands_run(tmp_path: Path) -> None:
             for name in ("benchmarks", "models"):
                 (tmp_path / name).symlink_to(ROOT / name)
             shutil.copytree(ROOT / "calib", tmp_path / "calib")  # its folder of pictures is beside it
-        words = command.split() + (FEWER if command == precision[0] else [])
+        words = [*command.split(), *FEWER.get(command.split()[1], [])]
         done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
         # without a GPU, no plan loads
         assert done.returncode == (1 if words[1] == "doctor" else 0), done.stdout + done.stderr
@@ -46,6 +47,7 @@ def test_the_readmes_commands_run(tmp_path: Path) -> None:
         facts = read_plan(tmp_path / f"sepvit_t_{name}.plan").facts
         assert facts is not None
         assert facts.network.matmuls.keys() == types
+    assert b"torch:lite" in (tmp_path / "report.html").read_bytes()
 
 
 def test_the_readmes_python_is_the_public_api() -> None:

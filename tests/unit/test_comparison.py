@@ -82,6 +82,19 @@ def test_never_and_always() -> None:
     assert always.sentence == "FP16 is faster than FP32 at every batch measured, from 1 to 8"
 
 
+def test_two_engines_of_one_precision_are_told_apart() -> None:
+    found = crossovers(
+        results(
+            *(point(name, 8, ms, seed=k) for k, (name, ms) in enumerate((("a", 4.0), ("b", 6.0), ("c", 5.0)))),
+            engines=(engine("a", precision="int8"), engine("b", precision="int8"), engine("c")),
+        )
+    )
+    assert [crossover.sentence for crossover in found] == [
+        "INT8 (a) is faster than FP16 at every batch measured, from 8 to 8",
+        "INT8 (b) is not faster than FP16 at batch 8: do not ship INT8 (b) for speed",
+    ]
+
+
 def test_what_is_not_resolved_is_no_crossover() -> None:
     (found,) = crossovers(curves({1: 1.0, 8: 5.0}, {1: 1.0, 8: 5.0}))
     assert found.from_batch is None
