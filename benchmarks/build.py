@@ -18,7 +18,6 @@ import onnx
 
 from sepvit_deploy import ModelSpec, build_model, onnx_from_torch, rewrite, simplify
 from sepvit_deploy.artifact import tool_versions
-from sepvit_deploy.bench import conditions
 from sepvit_deploy.building import BuildRequest, Profile
 from sepvit_deploy.calibrate import calibrate
 from sepvit_deploy.engine import engine_from_onnx
@@ -26,7 +25,7 @@ from sepvit_deploy.image_sets import image_set
 from sepvit_deploy.precision import fp16_from_fp32, int8_from_fp32
 from sepvit_deploy.variants import VARIANTS
 
-from record import save
+from record import conditions, save
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SIZE = (224, 224)

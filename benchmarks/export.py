@@ -29,10 +29,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sepvit_deploy import ModelSpec, audit, build_model, onnx_from_torch, rewrite, simplify
 from sepvit_deploy.artifact import tool_versions
-from sepvit_deploy.bench import conditions
 from sepvit_deploy.runners.onnxruntime import OnnxRuntimeRunner
 
-from record import interval, save
+from record import conditions, interval, save
 
 PRODUCTS = (256, 512, 1024, 2048)
 LIMITING = (1024, 2048)

@@ -96,8 +96,8 @@ def markdown(results: Results) -> str:
     machine = results.machine
     threads = results.engines[0].threads
     lines = [
-        f"{machine.device}, {machine.cores} cores, {threads} thread(s), "
-        f"ONNX Runtime {machine.versions['onnxruntime']}, torch {machine.versions['torch']}. Made by `python benchmarks/latency.py`.",
+        f"{machine.device}, {machine.cores} cores, {threads} thread(s), ONNX Runtime "
+        f"{machine.versions['onnxruntime']}, torch {machine.versions['torch']}. Made by `python benchmarks/latency.py`.",
         "",
         "| engine | batch | p50 ms | p90 ms | p99 ms | images/s | of limit | over torch's time | 95 % interval |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---|",

@@ -31,7 +31,6 @@ import numpy as np
 
 from sepvit_deploy import pipeline
 from sepvit_deploy.artifact import sha256, tool_versions
-from sepvit_deploy.bench import conditions
 from sepvit_deploy.calibrate import calibrate
 from sepvit_deploy.evaluate import Evaluation, evaluate
 from sepvit_deploy.graph import load_graph
@@ -43,7 +42,7 @@ from sepvit_deploy.runners.onnxruntime import OnnxRuntimeRunner
 from sepvit_deploy.spec import Preprocessing
 
 from digits import COUNTS, SPLITS, write
-from record import interval, save
+from record import conditions, interval, save
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = ROOT / "models" / "sepvit_lite_digits.safetensors"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,20 @@ from typing import Any
 import numpy as np
 
 from sepvit_deploy.artifact import written
+from sepvit_deploy.conditions import machine
 
 RESULTS = Path(__file__).parent / "results"
+
+
+def conditions(threads: int | None = None) -> dict[str, object]:
+    """What the figures depend on: processor, cores, threads, load."""
+    here = machine({}, on_gpu=False)
+    return {
+        "device": here.device,
+        "cores": here.cores,
+        "threads": threads or "the runtime's choice",
+        "load_1min": round(os.getloadavg()[0], 2),
+    }
 
 
 def interval(ratios: np.ndarray) -> tuple[float, float]:

@@ -27,13 +27,12 @@ import numpy as np
 from sepvit_deploy import pipeline
 from sepvit_deploy.artifact import tool_versions
 from sepvit_deploy.bench import Subject, bench
-from sepvit_deploy.conditions import machine
 from sepvit_deploy.latency import read_results, write_results
 from sepvit_deploy.pipeline import Running
 from sepvit_deploy.regression import compare
 from sepvit_deploy.runners.onnxruntime import OnnxRuntimeRunner
 
-from record import save
+from record import conditions, save
 
 BUSY_MS = (0.1, 1.0, 10.0)
 
@@ -55,7 +54,7 @@ def main() -> None:
     document: dict[str, Any] = {
         "schema": 1,
         "command": "python benchmarks/repeatability.py",
-        "conditions": {"device": machine({}, on_gpu=False).device, "cores": machine({}, on_gpu=False).cores},
+        "conditions": conditions(options.threads),
         "tools": tool_versions(),
         "options": {key: getattr(options, key) for key in ("variant", "batch", "threads", "slowdown")},
         "harness": harness(),
@@ -106,7 +105,7 @@ def one_run(path: Path, slowdown: float, output: Path, options: argparse.Namespa
 
     if slowdown:
         OnnxRuntimeRunner.resident = slower
-    results = pipeline.bench([path], [options.batch], how=Running(threads=options.threads, fused=True))
+    results = pipeline.bench([path], [options.batch], how=Running(threads=options.threads))
     write_results(results, output)
 
 

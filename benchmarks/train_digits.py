@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sepvit_deploy.artifact import sha256, tool_versions, written
-from sepvit_deploy.bench import conditions
 from sepvit_deploy.images import preprocess
 from sepvit_deploy.model.checkpoint import published_state_dict
 from sepvit_deploy.model.sepvit import SepViT
@@ -29,6 +28,7 @@ from sepvit_deploy.spec import ModelSpec
 from sepvit_deploy.variants import variant_named
 
 from digits import SEED, SPLITS, compose, pictures, source
+from record import conditions
 
 SPEC = ModelSpec("lite", "classify", (224, 224), 10)
 BATCH = 16

@@ -36,8 +36,10 @@ SETTLED = 0.05
 WARM_UP_S, MOST_WARM_UP_S = 0.5, 10.0
 LEAST_WARM_UP_RUNS, MOST_WARM_UP_RUNS = 9, 100_000
 """It gives up after the most time, if it has the least runs by then; or after the most runs."""
-UNTIMED_S, MOST_TURN_S = 0.005, 1.0
-"""Time of the runs that open a turn, one at the least; and the time after which no run of a turn begins."""
+UNTIMED_S, MOST_UNTIMED_RUNS = 0.005, 1000
+"""Time of the runs that open a turn, one at the least."""
+MOST_TURN_S = 1.0
+"""Time after which no run of a turn begins, so that every point has its part of every phase of the machine."""
 
 
 @dataclass(frozen=True)
@@ -231,9 +233,10 @@ def _turn(job: _Job, pace: Callable[[], float] | None, seconds: float, least: in
     count = len(job.samples)
     now = pace() if pace else None
     with _no_collection():
-        idle = 0.0
-        while idle < UNTIMED_S * 1000:
+        idle, untimed = 0.0, 0
+        while idle < UNTIMED_S * 1000 and untimed < MOST_UNTIMED_RUNS:
             idle += once(count)[0]
+            untimed += 1
         found: list[tuple[float, float | None]] = []
         spent = 0.0
         while (len(found) < runs or spent < until_ms) and spent < most_ms:

@@ -24,6 +24,7 @@ from sepvit_deploy.cli.app import (
 )
 from sepvit_deploy.errors import DeviceError, OptionError
 from sepvit_deploy.latency import Boundary, parse_share, read_results, write_results
+from sepvit_deploy.optional import require
 
 
 @app.command()
@@ -82,11 +83,13 @@ def bench(
     for place in filter(None, (output, html)):
         require_other(place, *inputs, *(accuracy or ()))
         artifact.require_writable(place)
+    if html is not None:  # refused now, rather than after the run
+        require("vl_convert", extra="report")
     with show.progress() as report:
         results = pipeline.bench(
             engine,
             batches,
-            how=pipeline.Running(provider=provider, threads=threads, fused=True, cuda=cuda, trust=trust),
+            how=pipeline.Running(provider=provider, threads=threads, cuda=cuda, trust=trust),
             boundary=boundary,
             cuda_graph=cuda_graph,
             seconds=seconds,

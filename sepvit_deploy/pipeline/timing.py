@@ -42,6 +42,8 @@ ON_GPU, ON_CPU = (1, 2, 4, 8, 16, 32, 64), (1, 8)
 """Batches to measure where none are asked for."""
 STEAL = 0.02
 """Share of the processors' time given to others, from which on a note says so."""
+COPY = "|copy"
+"""Ends the name of a gauge that copies; the others are products, by their type."""
 _MAX_DOCUMENT = 1 << 26
 _VERSIONS = ("tensorrt", "tensorrt_rtx_cu13_bindings", "onnxruntime-gpu", "cuda-bindings", "pycuda")
 
@@ -59,7 +61,7 @@ def bench(
     sources: Sequence[str | Path],
     batches: Sequence[int] | None = None,
     *,
-    how: Running = Running(fused=True),  # noqa: B008 - frozen
+    how: Running = Running(),  # noqa: B008 - frozen
     boundary: Boundary = "compute",
     cuda_graph: CudaGraph = "off",
     seconds: float = 3.0,
@@ -106,7 +108,7 @@ def bench(
         if limits:
             report("loading what the device is measured with")
             gauges = _gauges(entries, engines, stack, notes)
-        pace = next(iter(gauges), None)
+        pace = next((name for name in gauges if not name.endswith(COPY)), None)
         watcher = stack.enter_context(Watcher(on_gpu=on_gpu))
         notes += [watcher.note] if watcher.note else []
         report("warming up")
@@ -150,14 +152,14 @@ def _entries(sources: Sequence[str | Path], how: Running, cuda_graph: CudaGraph,
         raise OptionError(f"--engine {twice} is given twice", expected="engines that differ")
     if len({file.plan.builder for file in opened if isinstance(file, OpenedPlan)}) > 1:  # they share C++ symbols
         raise OptionError("plans of TensorRT and of TensorRT-RTX in one run", expected="those of one builder")
-    plain = replace(how, cuda_graph=False)
+    plain = replace(how, cuda_graph=False, fused=True)
     found = []
     for file, name in zip(opened, names, strict=True):
         is_plan = isinstance(file, OpenedPlan)
         if cuda_graph != "on" or not is_plan:
             found.append(_Entry(file, plain, name))
         if cuda_graph != "off" and is_plan:
-            found.append(_Entry(file, replace(how, cuda_graph=True), f"{name}, CUDA graph"))
+            found.append(_Entry(file, replace(plain, cuda_graph=True), f"{name}, CUDA graph"))
     if cuda_graph != "off" and not any(entry.how.cuda_graph for entry in found):
         raise OptionError(f"--cuda-graph {cuda_graph} without a plan", expected="--engine FILE.plan")
     return found
@@ -275,7 +277,7 @@ def _summed(pairs: Iterator[tuple[str, int]]) -> dict[str, int]:
 def _gauges(
     entries: Sequence[_Entry], engines: Sequence[Engine], stack: contextlib.ExitStack, notes: list[str]
 ) -> dict[str, Callable[[], float]]:
-    """What measures each runtime at its best, by ``RUNTIME|TYPE``; the first one is the pace.
+    """What measures each runtime at its best, by ``RUNTIME|TYPE``; the first product is the pace.
 
     A type's product is left out, and a note says why, where its runtime does not take it.
     """
@@ -295,7 +297,7 @@ def _gauges(
                 continue
             found[f"{runtime}|{type_}"] = functools.partial(_ms, once)
         try:
-            found[f"{runtime}|copy"] = _copy(entry, stack, on_gpu=on_gpu)
+            found[f"{runtime}{COPY}"] = _copy(entry, stack, on_gpu=on_gpu)
         except SepvitError as error:
             notes.append(f"the rate of copies is not measured: {error}")
     return found
@@ -352,7 +354,7 @@ def _rates(gauges: dict[str, tuple[float, ...]]) -> tuple[Rates, ...]:
         seconds = median(times) / 1000
         on_gpu = not runtime.endswith("CPU")
         known = rates.get(runtime, Rates(runtime, {}, None))
-        if what == "copy":
+        if name.endswith(COPY):
             moved = 2 * (limit.COPIED_ON_GPU if on_gpu else limit.COPIED_ON_CPU)
             rates[runtime] = replace(known, bytes_per_s=moved / seconds)
         else:
