@@ -94,10 +94,10 @@ def picture(page: Path, target: Path) -> None:
 def markdown(results: Results) -> str:
     """The points and what follows from them."""
     machine = results.machine
-    threads = results.engines[0].threads
+    threads, versions = results.engines[0].threads, machine.versions
     lines = [
-        f"{machine.device}, {machine.cores} cores, {threads} thread(s), ONNX Runtime "
-        f"{machine.versions['onnxruntime']}, torch {machine.versions['torch']}. Made by `python benchmarks/latency.py`.",
+        f"{machine.device}, {machine.cores} cores, {threads} thread(s), ONNX Runtime {versions['onnxruntime']}, "
+        f"torch {versions['torch']}. Made by `python benchmarks/latency.py`.",
         "",
         "| engine | batch | p50 ms | p90 ms | p99 ms | images/s | of limit | over torch's time | 95 % interval |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---|",

@@ -22,6 +22,7 @@ from sepvit_deploy.spec import MAX_BATCH, OPSETS, ModelSpec
 
 if TYPE_CHECKING:
     import onnx
+    from torch.nn import Module
 
     from sepvit_deploy.model.rewrite import DeployedSepViT
     from sepvit_deploy.model.sepvit import SepViT, SepViTBackbone
@@ -68,12 +69,46 @@ def onnx_from_torch(
         GraphError: the exporter gave something else than was asked.
     """
     require_options(opset, batch)
-    require("onnxscript", extra="torch")
-    torch = require("torch", extra="torch")
+    require("torch", extra="torch")
     from sepvit_deploy.model.rewrite import DeployedSepViT
     from sepvit_deploy.model.taps import taps
 
-    images = torch.zeros(batch or 2, 3, *spec.size)
+    named = tuple(taps(spec, deployed=isinstance(model, DeployedSepViT)))
+    return graph_of_module(
+        model, spec.size, input_name=spec.input_name, output_names=spec.output_names, taps=named, opset=opset,
+        batch=batch,
+    )  # fmt: skip
+
+
+def graph_of_module(
+    model: Module,
+    size: tuple[int, int],
+    *,
+    name: str = "sepvit",
+    input_name: str = "images",
+    output_names: tuple[str, ...] = ("logits",),
+    taps: tuple[Tap, ...] = (),
+    opset: int = DEFAULT_OPSET,
+    batch: int | None = None,
+) -> onnx.ModelProto:
+    """Export any module that takes images (B, 3, H, W), in the same way as SepViT.
+
+    Args:
+        model: in evaluation mode, float32, on the CPU; it returns one tensor, or a tuple of them.
+        size: height and width of the images.
+        name: of the graph.
+        taps: inner tensors to name.
+        opset: 17 to 21; 17 for the operators that SepViT uses alone.
+        batch: images in a batch, or None to leave it to the user of the graph.
+
+    Raises:
+        OptionError: an opset or a batch out of range.
+        GraphError: the exporter gave something else than was asked.
+    """
+    require_options(opset, batch)
+    require("onnxscript", extra="torch")
+    torch = require("torch", extra="torch")
+    images = torch.zeros(batch or 2, 3, *size)
     dynamic = None if batch else ({0: torch.export.Dim("batch")},)
     with _quiet():
         program = torch.onnx.export(
@@ -81,8 +116,8 @@ def onnx_from_torch(
             (images,),
             dynamo=True,
             opset_version=max(opset, _LOWEST_EXPORTED),
-            input_names=[spec.input_name],
-            output_names=list(spec.output_names),
+            input_names=[input_name],
+            output_names=list(output_names),
             dynamic_shapes=dynamic,
             optimize=True,
             verbose=False,
@@ -90,8 +125,8 @@ def onnx_from_torch(
     exported: onnx.ModelProto = program.model_proto
     if graphs.opset(exported) != max(opset, _LOWEST_EXPORTED):
         raise GraphError(f"the exporter wrote opset {graphs.opset(exported)}", expected=f"opset {opset}")
-    _name(exported, tuple(taps(spec, deployed=isinstance(model, DeployedSepViT))))
-    _strip(exported)
+    _name(exported, taps)
+    _strip(exported, name)
     if opset < _LOWEST_EXPORTED:
         _lower_to_17(exported)
     exported.ir_version = _IR_VERSION[opset]
@@ -128,10 +163,11 @@ def _name(model: onnx.ModelProto, taps: tuple[Tap, ...]) -> None:
     first_input: dict[str, str] = {}
     for node in nodes:
         scopes = _scopes(node)
-        module = scopes[-1] if scopes else module_of.get(node.input[0], "")
+        first = next(iter(node.input), "")
+        module = scopes[-1] if scopes else module_of.get(first, "")
         module_of.update((output, module) for output in node.output)
         for scope in scopes:
-            first_input.setdefault(scope, node.input[0])
+            first_input.setdefault(scope, first)
             last_output[scope] = node.output[-1]
     fixed = {value.name for value in (*model.graph.input, *model.graph.output, *model.graph.initializer)}
     names: dict[str, str] = {}
@@ -156,13 +192,13 @@ def _address(module: str) -> str:
     return re.sub(r"\b(stage|block|norm)s\.(\d+)", r"\1\2", module)
 
 
-def _strip(model: onnx.ModelProto) -> None:
+def _strip(model: onnx.ModelProto, name: str) -> None:
     """Take out the exporter's notes: they hold stack traces with this machine's paths."""
     graph = model.graph
     for entry in (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer, graph, model):
         del entry.metadata_props[:]
         entry.doc_string = ""
-    graph.name = "sepvit"
+    graph.name = name
     model.producer_name = "sepvit-deploy"
     model.producer_version = ""
     del graph.value_info[:]

@@ -164,6 +164,23 @@ def count_parameters(variant: Variant, task: Task = "classify", num_classes: int
     return total + 2 * previous + previous * num_classes + num_classes
 
 
+def block_macs(shape: BlockShape) -> int:
+    """Multiply-accumulates of one block as the paper writes it; its PEG and patch embedding are not of the block.
+
+    Complexity of DWA and PWA: section 3.3 of the paper.
+    """
+    c, tokens = shape.channels, shape.padded_pixels + shape.windows
+    window = shape.side**2 + (1 if shape.windows else 0)
+    return (
+        3 * tokens * c * c  # QKV
+        + 2 * tokens * window * c  # DWA's two products
+        + 2 * shape.windows * c * c  # PWA's QK
+        + shape.windows**2 * (c + shape.side**2 * c)  # PWA's two products
+        + shape.pixels * c * c  # proj
+        + 2 * MLP_RATIO * shape.pixels * c * c
+    )
+
+
 def count_macs(
     variant: Variant,
     task: Task = "classify",
@@ -172,8 +189,7 @@ def count_macs(
 ) -> int:
     """Multiply-accumulates of one image in the model as the paper writes it.
 
-    Counted: convolutions, linear layers and both products of each attention, window tokens included. Complexity of
-    DWA and PWA: section 3.3 of the paper.
+    Counted: convolutions, linear layers and both products of each attention, window tokens included.
     """
     total = 0
     previous = 3
@@ -182,13 +198,5 @@ def count_macs(
         kernel = 7 if stage == 0 else 3
         total += height * width * channels * (previous * kernel**2 + 9)  # patch embedding, PEG
         previous = channels
-    for shape in block_shapes(variant, task, size):
-        c, tokens = shape.channels, shape.padded_pixels + shape.windows
-        window = shape.side**2 + (1 if shape.windows else 0)
-        total += 3 * tokens * c * c  # QKV
-        total += 2 * tokens * window * c  # DWA's two products
-        total += 2 * shape.windows * c * c  # PWA's QK
-        total += shape.windows**2 * (c + shape.side**2 * c)  # PWA's two products
-        total += shape.pixels * c * c  # proj
-        total += 2 * MLP_RATIO * shape.pixels * c * c
+    total += sum(block_macs(shape) for shape in block_shapes(variant, task, size))
     return total + (previous * num_classes if task == "classify" else 0)

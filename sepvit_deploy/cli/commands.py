@@ -30,9 +30,18 @@ from sepvit_deploy.variants import CLASSIFY_SIZE, Task
 
 
 @app.command()
-def variants(as_json: JsonOption = False) -> None:
+def variants(
+    complexity: Annotated[
+        bool, typer.Option("--complexity", help="MACs of a block beside two of Swin and two of Twins, stage by stage.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
     """List the architectures: sizes, parameters, MACs, and what the paper reports of them."""
-    if as_json:
+    if complexity:
+        from sepvit_deploy.complexity import stages
+
+        show.json_document({"complexity": show.complexity_rows(stages())}) if as_json else show.complexity(stages())
+    elif as_json:
         show.json_document({"variants": show.variant_rows()})
     else:
         show.variants()

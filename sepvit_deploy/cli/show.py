@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from sepvit_deploy.audit import Audit
+    from sepvit_deploy.complexity import Stage
     from sepvit_deploy.doctor import Diagnosis
     from sepvit_deploy.parity import Parity
     from sepvit_deploy.pipeline import Exported
@@ -154,6 +155,45 @@ def variants() -> None:
         f"Parameters and MACs are counted; the rest is the paper's ({PAPER}): ImageNet-1K top-1, throughput on a V100\n"
         "(FP32, batch 192), latency on a T4 (TensorRT, batch 8). No trained weights are public."
     )
+
+
+def complexity(stages: Sequence[Stage]) -> None:
+    """Blocks of each stage, counted and published."""
+    numbers = ("stage", "channels", "map", "SepViT x1", "paper", "exported", "Swin x2", "paper", "Twins x2", "paper")
+    table = new_table("G multiply-accumulates of the blocks that join all windows", *numbers, right=numbers)
+    for stage in stages:
+        paper = stage.published
+        giga = [macs / 1e9 for macs in (stage.sepvit, stage.rewritten, stage.swin, stage.twins)]
+        figures = (giga[0], paper.sepvit, giga[1], giga[2], paper.swin, giga[3], paper.twins)
+        map_size = f"{stage.side}x{stage.side}"
+        table.add_row(str(stage.number), str(stage.channels), map_size, *(f"{figure:.3f}" for figure in figures))
+    console().print(table)
+    names = {"sepvit": "SepViT", "swin": "Swin", "twins": "Twins"}
+    exact = [name for who, name in names.items() if all(stage.reproduced(who) for stage in stages)]
+    off = [name for name in names.values() if name not in exact]
+    nearest = " ".join(f"{stage.twins_by_window / 1e9:.3f}" for stage in stages)
+    say(
+        f"Counted by formula: linear layers, convolutions, both products of each attention, MLP. Paper: {PAPER}.\n"
+        f"To its last digit: {', '.join(exact)}. Not so: {', '.join(off) or 'none'}.\n"
+        "exported: the first block of each stage in our classifier. QKV of the window tokens is a constant there, and\n"
+        "where one window covers the map there is no window token, which the paper's figure has.\n"
+        f"Twins x2: with the sub-sampling of Twins-SVT, {_errors(stages, 'twins')} off the paper's figures. Nearest\n"
+        "comes a GSA with one representative a window and nothing else made smaller:\n"
+        f"{nearest}, {_errors(stages, 'twins_by_window')} off."
+    )
+
+
+def _errors(stages: Sequence[Stage], who: str) -> str:
+    errors = [100 * stage.error(who) for stage in stages]
+    return f"{min(errors):+.1f} to {max(errors):+.1f} %"
+
+
+def complexity_rows(stages: Sequence[Stage]) -> list[dict[str, object]]:
+    """The same as plain JSON: counted in multiply-accumulates, published in G of them."""
+    return [
+        asdict(stage) | {"reproduced": {who: stage.reproduced(who) for who in ("sepvit", "swin", "twins")}}
+        for stage in stages
+    ]
 
 
 def exported(done: Exported) -> None:
