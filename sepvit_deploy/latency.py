@@ -314,8 +314,8 @@ class Results:
 
         The products' operations at the rate of their type, or the weights, inputs and outputs at the rate of a copy,
         whichever takes longer. What stays in a cache from one run to the next is read faster than a large copy, so a
-        small file may be beyond it. It is the roofline (S. Williams, A. Waterman, D. Patterson, "Roofline: an insightful
-        visual performance model for multicore architectures", Communications of the ACM 52, 2009).
+        small file may be beyond it. It is the roofline (S. Williams, A. Waterman, D. Patterson, "Roofline: an
+        insightful visual performance model for multicore architectures", Communications of the ACM 52, 2009).
         """
         engine = self.engine(point.engine)
         rates = next((found for found in self.rates if found.runtime == engine.runtime), None)

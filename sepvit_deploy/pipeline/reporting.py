@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from sepvit_deploy.comparison import crossovers, ratios, scaling
 from sepvit_deploy.latency import Results
 from sepvit_deploy.pipeline.opened import Report
 from sepvit_deploy.report import Found, Material, Part, collect, write
@@ -29,14 +28,11 @@ def report(sources: Sequence[Path], html: Path, *, command: str = "", report: Re
     report("reading")
     found = collect(sources)
     report("drawing")
-    write(Material(_parts(found.results), found.ladders, found.scales, command), html)
+    parts = [Part.of(name, results) for name, results in found.results.items()]
+    write(Material(parts, found.ladders, found.scales, command), html)
     return found
 
 
 def report_of(results: Results, html: Path) -> None:
     """Make the page of one run; raises as `report`."""
-    write(Material(_parts({"": results}), command=results.command), html)
-
-
-def _parts(results: Mapping[str, Results]) -> list[Part]:
-    return [Part(name, run, ratios(run), crossovers(run), scaling(run)) for name, run in results.items()]
+    write(Material([Part.of("", results)], command=results.command), html)

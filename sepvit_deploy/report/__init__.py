@@ -1,22 +1,18 @@
 """The report page: latencies, ratios, limits, accuracy, parity and ranges in one HTML file without a network.
 
-`collect` finds the files, `html` makes the page of a `Material`, `write` puts it in a file. What is computed from
-latencies (ratios, crossovers, scaling) comes with the material.
+`collect` finds the files, `html` makes the page of a `Material`, `write` puts it in a file.
 """
 
 from sepvit_deploy.report.collect import Found, collect
-from sepvit_deploy.report.material import Crossover, Material, Part, Ratio, Scaling
+from sepvit_deploy.report.material import Material, Part
 from sepvit_deploy.report.page import html, write
 from sepvit_deploy.report.rungs import Ladder, is_ladder, ladder
 
 __all__ = [
-    "Crossover",
     "Found",
     "Ladder",
     "Material",
     "Part",
-    "Ratio",
-    "Scaling",
     "collect",
     "html",
     "is_ladder",

@@ -11,9 +11,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from sepvit_deploy.comparison import Ratio
 from sepvit_deploy.report import sentences
 from sepvit_deploy.report.figures import Figures, batches
-from sepvit_deploy.report.material import Ratio
 
 Spec = dict[str, Any]
 FOCUS = "focus"

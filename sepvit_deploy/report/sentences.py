@@ -6,10 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
+from sepvit_deploy.comparison import Ratio
 from sepvit_deploy.confidence import wilson
 from sepvit_deploy.latency import Accuracy, Engine, Results
 from sepvit_deploy.report.figures import Figures, batches, best
-from sepvit_deploy.report.material import Part, Ratio
+from sepvit_deploy.report.material import Part
 from sepvit_deploy.report.rungs import Ladder
 from sepvit_deploy.report.words import SPACE, counted, interval, listed, ms, number, percent, rate, top1
 from sepvit_deploy.scales import ScaleTable

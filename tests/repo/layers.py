@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = "sepvit_deploy"
 STAGES = "export simplify smooth audit calibrate precision headroom lint engine engine_worker"
 STAGES += " parity evaluate sensitivity predict doctor inspection ladder plan_probe"
-STAGES += " bench limit comparison regression capacity complexity report"
+STAGES += " bench limit regression capacity complexity report"
 ROWS: tuple[tuple[int, str], ...] = (
     (0, "errors"),
     (0, "optional variants confidence ranges gpu triton_releases records"),
@@ -28,7 +28,7 @@ ROWS: tuple[tuple[int, str], ...] = (
     (2, "graph model"),
     (2, "placement half"),
     (2, "qdq network plans phases timing_cache"),
-    (2, "work conditions"),
+    (2, "work conditions comparison"),
     (2, "runners"),
     (2, "cpu_form"),
     (2, "queueing"),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sepvit_deploy.comparison import Crossover, Ratio
 from sepvit_deploy.gpu import Device
 from sepvit_deploy.latency import (
     Accuracy,
@@ -33,33 +33,6 @@ BLOCKS = [
     for name in ["embed", *(f"block{k}" for k in range(count))]
 ]
 GPU = Device(0, "NVIDIA L4", "8.9", 58, 23 << 30, 192, 48 << 20, 49152, 102400, 512, False, True, "12.8")
-
-
-@dataclass(frozen=True)
-class Ratio:
-    engine: str
-    baseline: str
-    batch: int
-    ratio: float
-    low: float
-    high: float
-    resolved: bool
-
-
-@dataclass(frozen=True)
-class Crossover:
-    faster: str
-    slower: str
-    from_batch: int | None
-    sentence: str
-
-
-@dataclass(frozen=True)
-class Scaling:
-    engine: str
-    fixed_ms: float
-    per_image_ms: float
-    sentence: str
 
 
 def point(engine: str, batch: int, ms: float, *, rounds: int = 20, runs: int = 15, **more: Any) -> Point:
@@ -198,33 +171,8 @@ def results(batches: tuple[int, ...] = BATCHES, **more: Any) -> Results:
 
 
 def part(found: Results, name: str = "results.json") -> Part:
-    """A run beside plausible comparisons."""
-    from sepvit_deploy.confidence import ratio_interval
-
-    base = found.engines[0].name
-    ratios = []
-    for p in found.points:
-        other = found.point(base, p.batch)
-        if other is not None and p.engine != base:
-            low, high = ratio_interval(p.round_ms, other.round_ms)
-            ratios.append(Ratio(p.engine, base, p.batch, p.p50_ms / other.p50_ms, low, high, not low <= 1 <= high))
-    return Part(
-        name,
-        found,
-        tuple(ratios),
-        (
-            Crossover(
-                "sepvit_t.int8.plan",
-                "sepvit_t.fp16.plan",
-                2,
-                "INT8 is faster than FP16 from batch 2 on; at batch 1 it is slower.",
-            ),
-        ),
-        tuple(
-            Scaling(e, fixed, each, f"{e} takes {fixed} ms for a batch and {each} ms for each image in it.")
-            for e, fixed, each in (("sepvit_t.fp16.plan", 0.78, 0.36), ("sepvit_t.int8.plan", 0.98, 0.235))
-        ),
-    )
+    """A run with what follows from it."""
+    return Part.of(name, found)
 
 
 def climb_document() -> dict[str, Any]:
@@ -340,7 +288,7 @@ def hostile() -> Material:
                 HOSTILE,
                 found,
                 (Ratio(HOSTILE, HOSTILE, 1, 1.0, 0.9, 1.1, False),),
-                (Crossover(HOSTILE, HOSTILE, 2, HOSTILE),),
+                (Crossover(HOSTILE, HOSTILE, HOSTILE, HOSTILE, 2, HOSTILE),),
             ),
         ),
         {HOSTILE: ladder(climbed)},

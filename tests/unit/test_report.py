@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from sepvit_deploy.comparison import Crossover, Ratio
 from sepvit_deploy.errors import MissingDependency, OutputError
 from sepvit_deploy.latency import Accuracy, Conditions, Failure, Point, Results
 from sepvit_deploy.report import Material, Part, html, page, sentences, write
@@ -23,8 +24,6 @@ from sepvit_deploy.report.words import counted, listed, ms, number, percent
 from sepvit_deploy.variants import VARIANTS
 from tests.unit.report_material import (
     HOSTILE,
-    Crossover,
-    Ratio,
     climb_document,
     hostile,
     material,
@@ -232,7 +231,9 @@ def test_unresolved_ratios_are_named_so() -> None:
 
 
 def test_a_sentence_of_a_comparison_gets_its_full_stop() -> None:
-    found = Part("", results((1,)), crossovers=(Crossover("a", "b", 8, "INT8 is faster from batch 8 on"),))
+    found = Part(
+        "", results((1,)), crossovers=(Crossover("a", "b", "INT8", "FP16", 8, "INT8 is faster from batch 8 on"),)
+    )
     assert "INT8 is faster from batch 8 on." in shown(Material((found,))).text
 
 
