@@ -354,8 +354,8 @@ def markdown(document: dict[str, Any]) -> str:
     tools = [f"{name} {where['versions'].get(name, 'absent')}" for name in ("onnxruntime", *LIBRARIES)]
     lines = [
         f"{where['device']}, {where['cores']} cores; {', '.join(tools)}. Made by `{document['command']}`: "
-        f"{options['rounds']} rounds, milliseconds an image (p50), inputs where it computes; ratio: to SepViT-T rewritten "
-        "in the same rounds of the same tier, with a 95 % interval.",
+        f"{options['rounds']} rounds, milliseconds an image (p50), inputs where it computes; ratio: to SepViT-T "
+        "rewritten in the same rounds of the same tier, with a 95 % interval.",
     ]
     names = dict.fromkeys(p["runtime"] for tier in document["tiers"].values() for p in tier["points"])
     for runtime in names:
