@@ -29,9 +29,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sepvit_deploy import ModelSpec, audit, build_model, onnx_from_torch, rewrite, simplify
 from sepvit_deploy.artifact import tool_versions
+from sepvit_deploy.confidence import median_interval
 from sepvit_deploy.runners.onnxruntime import OnnxRuntimeRunner
 
-from record import conditions, interval, save
+from record import conditions, save
 
 PRODUCTS = (256, 512, 1024, 2048)
 LIMITING = (1024, 2048)
@@ -126,7 +127,7 @@ def latency(batch: int, threads: int, rounds: int) -> dict:
                 "macs": audited.macs,
                 "median_ms": 1000 * float(np.median(mine)),
                 "ratio": float(np.median(ratios)),
-                "ratio_95": interval(ratios),
+                "ratio_95": median_interval(ratios),
                 "share_of_limit": 2 * audited.macs * batch / float(np.median(mine)) / limit,
                 "samples_ms": [round(1000 * t, 2) for t in mine],
             }

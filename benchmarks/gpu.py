@@ -49,6 +49,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 ROW_SECONDS = 300.0
 SOUND_DB = {"fp32": 40.0, "fp16": 30.0, "int8": 10.0}
 """Least SQNR of an engine's logits against ONNX Runtime on the CPU: below it nothing is timed."""
+SCHEMA = 2
 CLI = "import sys; from sepvit_deploy.cli import main; sys.exit(main())"
 Row = dict[str, Any]
 
@@ -76,13 +77,14 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     options.work.mkdir(parents=True, exist_ok=True)
     target = folder / "gpu.json"
-    rows: dict[str, Row] = json.loads(target.read_text(encoding="utf-8"))["rows"] if target.exists() else {}
+    kept = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {}
+    rows: dict[str, Row] = kept["rows"] if kept.get("schema") == SCHEMA else {}
     end = time.monotonic() + 60 * options.minutes
     for variant in options.variants.split(","):
         for row in jobs(variant):
             key = " ".join(row)
             left = end - time.monotonic()
-            if "error" not in rows.get(key, {"error": "not tried"}):
+            if is_there(rows.get(key), options):
                 continue
             if left < 0:
                 print(f"the time is over before {key}; the same command goes on there", flush=True)
@@ -92,10 +94,19 @@ def main() -> None:
             save(folder, rows, devices[0])
         if time.monotonic() > end:
             break
-        time_all(variant, rows, folder, options)
+        time_all(variant, rows, folder, options, end)
         save(folder, rows, devices[0])
     page(folder)
     print((folder / "gpu.md").read_text(encoding="utf-8"))
+
+
+def is_there(row: Row | None, options: argparse.Namespace) -> bool:
+    """True of an engine that an earlier run made, and that is still there and takes these batches."""
+    if row is None or "error" in row:
+        return False
+    if row["kind"] in ("tensorrt", "rtx"):
+        return fits(Path(row["engine"]), row["kind"], [int(text) for text in options.batches.split(",")])
+    return row["kind"].startswith("torch") or Path(row["engine"]).exists()
 
 
 def jobs(variant: str) -> Iterator[tuple[str, str, str]]:
@@ -210,35 +221,49 @@ def fits(plan: Path, kind: str, batches: list[int]) -> bool:
     )
 
 
-def time_all(variant: str, rows: dict[str, Row], folder: Path, options: argparse.Namespace) -> None:
+def time_all(variant: str, rows: dict[str, Row], folder: Path, options: argparse.Namespace, end: float) -> None:
     """One run over every sound engine of a variant, but where its results are there already.
 
-    Engines by TensorRT and by TensorRT-RTX are timed in runs of their own: the two share symbols.
+    A run that the time cuts off keeps what it has, and is made again by the next call. Engines by TensorRT and by
+    TensorRT-RTX are timed in runs of their own: the two share symbols.
     """
     sound = [row for row in rows.values() if "error" not in row and row["variant"] == variant]
     for name, kinds in ((variant, ("tensorrt", "ort-cuda", "torch", "torch-compile")), (f"{variant}_rtx", ("rtx",))):
-        engines = [row["engine"] for row in sound if row["kind"] in kinds]
+        chosen = [row for row in sound if row["kind"] in kinds]
         output = folder / f"{name}.json"
-        if not engines or timed(output) >= {Path(engine).name for engine in engines}:
+        if not chosen or is_timed(output, chosen, options):
             continue
         command = ["bench", "--batch", options.batches, "--seconds", str(options.seconds), "--provider", "cuda"]
-        if any(row["kind"] in ("tensorrt", "rtx") for row in sound if row["kind"] in kinds):
+        if any(row["kind"] in ("tensorrt", "rtx") for row in chosen):
             command += ["--cuda-graph", "both"]
-        for engine in engines:
-            command += ["--engine", engine]
-        done = subprocess.run(
-            [sys.executable, "-c", CLI, *command, "--output", str(output)], check=False, env=child_environment()
+        for row in chosen:
+            command += ["--engine", row["engine"]]
+        process = subprocess.Popen(
+            [sys.executable, "-c", CLI, *command, "--output", str(output)], env=child_environment()
         )
-        print(f"{output.name}: bench ended with status {done.returncode}", flush=True)
+        try:
+            process.wait(max(60.0, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.terminate()  # what was measured until then is written
+            process.wait()
+        print(f"{output.name}: bench ended with status {process.returncode}", flush=True)
 
 
-def timed(output: Path) -> set[str]:
-    """Names of the engines whose results lie in a file."""
+def is_timed(output: Path, chosen: list[Row], options: argparse.Namespace) -> bool:
+    """True of results of a whole run, of these engines as they are now, at these batches."""
     try:
         results = read_results(output)
     except SepvitError:
-        return set()
-    return set() if results.interrupted else {engine.file for engine in results.engines}
+        return False
+    digests = {pipeline.open_model(row["engine"]).sha256 for row in chosen}
+    asked = {int(text) for text in options.batches.split(",")}
+    return (
+        not results.interrupted
+        and not results.failures
+        and results.seconds >= options.seconds
+        and digests <= {engine.sha256 for engine in results.engines}
+        and asked <= {point.batch for point in results.points}
+    )
 
 
 def _sqnr_db(expected: np.ndarray, found: np.ndarray) -> float:
@@ -260,7 +285,7 @@ def runs(folder: Path) -> list[Results]:
 def save(folder: Path, rows: dict[str, Row], device: gpu.Device) -> None:
     """Write the rows and the tables, whole or not at all."""
     document = {
-        "schema": 2,
+        "schema": SCHEMA,
         "command": "python benchmarks/gpu.py",
         "conditions": {"device": vars(device), "tools": tool_versions(), "builders": builders.available()},
         "rows": rows,

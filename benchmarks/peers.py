@@ -280,7 +280,7 @@ def measured(tier: str, work: Path, batches: list[int], threads: list[int], roun
                     print(f"{tier}: {runtime.name}, batch {batch}", file=sys.stderr, flush=True)
                     for point in timed(runners, batch, rounds):
                         samples = [round(ms, 3) for ms in point.samples_ms]
-                        figures = {"samples_ms": samples, "rounds": point.rounds, "settled": point.settled}
+                        figures = {"samples_ms": samples, "stretches": point.stretches, "settled": point.settled}
                         points.append({"entry": point.engine, "runtime": runtime.name, "batch": batch, **figures})
                     looks.append(look())
                 del runners
@@ -332,7 +332,7 @@ def blocks(work: Path) -> list[dict[str, Any]]:
 def point_of(tier: dict[str, Any], key: str, runtime: str, batch: int) -> Point | None:
     for kept in tier["points"]:
         if (kept["entry"], kept["runtime"], kept["batch"]) == (key, runtime, batch):
-            return Point(key, batch, tuple(kept["samples_ms"]), tuple(kept["rounds"]), settled=kept["settled"])
+            return Point(key, batch, tuple(kept["samples_ms"]), tuple(kept["stretches"]), settled=kept["settled"])
     return None
 
 

@@ -32,6 +32,7 @@ import numpy as np
 from sepvit_deploy import pipeline
 from sepvit_deploy.artifact import sha256, tool_versions
 from sepvit_deploy.calibrate import calibrate
+from sepvit_deploy.confidence import median_interval
 from sepvit_deploy.evaluate import Evaluation, evaluate
 from sepvit_deploy.graph import load_graph
 from sepvit_deploy.image_sets import image_set, labelled
@@ -42,7 +43,7 @@ from sepvit_deploy.runners.onnxruntime import OnnxRuntimeRunner
 from sepvit_deploy.spec import Preprocessing
 
 from digits import COUNTS, SPLITS, write
-from record import conditions, interval, save
+from record import conditions, save
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = ROOT / "models" / "sepvit_lite_digits.safetensors"
@@ -147,7 +148,7 @@ def speed(folder: Path, work: Path, rounds: int, batch: int, threads: int) -> di
         entry: dict[str, Any] = {"file": name, "megabytes": path.stat().st_size / 1e6}
         if name in times:
             ratios = np.array(times[name]) / np.array(times["FP32"])
-            entry |= {"ratio": float(np.median(ratios)), "ratio_95": interval(ratios), "samples_ms": times[name]}
+            entry |= {"ratio": float(np.median(ratios)), "ratio_95": median_interval(ratios), "samples_ms": times[name]}
         rows.append(entry)
     return {"batch": batch, "threads": threads, "rounds": rounds, "rows": rows}
 

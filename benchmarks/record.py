@@ -1,4 +1,4 @@
-"""What every benchmark does with its figures: an interval for a ratio, and a place for the results of this machine."""
+"""What every benchmark does with its figures: their conditions, and a place for the results of this machine."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import os
 import re
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from sepvit_deploy.artifact import written
 from sepvit_deploy.conditions import machine
@@ -25,13 +23,6 @@ def conditions(threads: int | None = None) -> dict[str, object]:
         "threads": threads or "the runtime's choice",
         "load_1min": round(os.getloadavg()[0], 2),
     }
-
-
-def interval(ratios: np.ndarray) -> tuple[float, float]:
-    """Bootstrap 95 % interval of the median."""
-    rng = np.random.default_rng(0)
-    medians = np.median(rng.choice(ratios, (2000, len(ratios))), axis=1)
-    return float(np.quantile(medians, 0.025)), float(np.quantile(medians, 0.975))
 
 
 def folder_of(machine: str) -> str:

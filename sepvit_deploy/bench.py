@@ -1,8 +1,9 @@
 """Latency per batch: warmed up until it settles, all points interleaved in rounds of random order, at a known pace.
 
-A point is one engine at one batch. Its turn in a round is: the machine's pace, a run that is not timed (another engine
-or another batch ran before), and a few timed runs. So an engine meets its own data in the caches as it would alone,
-and yet every point is spread over the whole time of the run.
+A point is one engine at one batch. Its turn in a round is a run that is not timed (another engine or another batch ran
+before) and a few timed ones, so that an engine meets its own data in the caches as it would alone, and yet every point
+is spread over the whole time of the run. Between the timed runs, each tenth of a second, the machine's own pace is
+taken: its speed changes within half a second where others share it, and what the pace tells of later is of no use.
 """
 
 from __future__ import annotations
@@ -34,12 +35,18 @@ LOOK_S = 0.2
 SETTLED = 0.05
 """A warm-up ends when the medians of two successive thirds of its runs differ by less than this share."""
 WARM_UP_S, MOST_WARM_UP_S = 0.5, 10.0
-LEAST_WARM_UP_RUNS, MOST_WARM_UP_RUNS = 9, 100_000
-"""It gives up after the most time, if it has the least runs by then; or after the most runs."""
+LEAST_WARM_UP_RUNS, MOST_WARM_UP_RUNS = 6, 100_000
+"""It ends after the least runs at the earliest, and gives up after the most time, or the most runs."""
 UNTIMED_S, MOST_UNTIMED_RUNS = 0.005, 1000
 """Time of the runs that open a turn, one at the least."""
+STRETCH_S = 0.1
+"""Time of timed runs from one pace to the next, one run at the least."""
 MOST_TURN_S = 1.0
 """Time after which no run of a turn begins, so that every point has its part of every phase of the machine."""
+
+
+Load = Callable[[int, int], "Array"]
+"""The k-th of a few batches of so many pictures, decoded and prepared."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +54,12 @@ class Subject:
     """A runner and the batches to time it at.
 
     Attributes:
-        load: the pictures of the k-th of a few batches, decoded and prepared; None for random images.
+        load: gives pictures; None for random images.
     """
 
     runner: Runner
     batches: tuple[int, ...]
-    load: Callable[[int, int], Array] | None = None
+    load: Load | None = None
 
 
 @dataclass(frozen=True)
@@ -60,14 +67,24 @@ class Measured:
     """What came of a run.
 
     Attributes:
-        gauges: what each gauge gave, round by round.
+        gauges: what each gauge gave, round by round, until it failed.
+        lost: why a gauge, or the pace, failed; without a pace no point has one.
         interrupted: Ctrl-C ended it; the points are what was measured until then.
     """
 
     points: tuple[Point, ...]
     failures: tuple[Failure, ...]
     gauges: dict[str, tuple[float, ...]]
+    lost: dict[str, str]
     interrupted: bool
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """Timed runs one after the other, and the pace of the machine around them."""
+
+    runs: Sequence[tuple[float, float | None]]
+    pace_ms: float | None
 
 
 @dataclass
@@ -82,9 +99,50 @@ class _Job:
     spent_ms: float = 0.0
     samples: list[float] = field(default_factory=list)
     enqueues: list[float] = field(default_factory=list)
-    rounds: list[int] = field(default_factory=list)
+    turns: int = 0
+    stretches: list[int] = field(default_factory=list)
     paces: list[float] = field(default_factory=list)
     looks: list[Look] = field(default_factory=list)
+
+    def keep(self, stretch: _Stretch) -> None:
+        """Take a stretch of a turn in."""
+        self.samples += [ms for ms, _ in stretch.runs]
+        self.enqueues += [enqueue for _, enqueue in stretch.runs if enqueue is not None]
+        self.stretches.append(len(stretch.runs))
+        self.spent_ms += sum(ms for ms, _ in stretch.runs)
+        if stretch.pace_ms is not None:
+            self.paces.append(stretch.pace_ms)
+
+
+class _Meter:
+    """Takes the pace and the gauges; one that fails is not asked again."""
+
+    def __init__(self, pace: Callable[[], float] | None, gauges: dict[str, Callable[[], float]]) -> None:
+        self._pace, self._gauges = pace, gauges
+        self.taken: dict[str, list[float]] = {name: [] for name in gauges}
+        self.lost: dict[str, str] = {}
+
+    @property
+    def paced(self) -> bool:
+        """True while there is a pace."""
+        return self._pace is not None and "pace" not in self.lost
+
+    def round(self) -> None:
+        """Take every gauge once."""
+        for name, gauge in self._gauges.items():
+            if name not in self.lost and (ms := self._ask(name, gauge)) is not None:
+                self.taken[name].append(ms)
+
+    def pace(self) -> float | None:
+        """Milliseconds; None without a pace."""
+        return self._ask("pace", self._pace) if self._pace and self.paced else None
+
+    def _ask(self, name: str, gauge: Callable[[], float]) -> float | None:
+        try:
+            return gauge()
+        except SepvitError as error:
+            self.lost[name] = str(error)
+            return None
 
 
 def bench(
@@ -105,7 +163,7 @@ def bench(
 
     Args:
         boundary: what is timed, see `latency.BOUNDARIES`; ``end-to-end`` needs subjects that load pictures.
-        pace: milliseconds of something that never changes, taken before each turn.
+        pace: milliseconds of something that never changes, taken before and after each `STRETCH_S` of timed runs.
         gauges: what else to take in every round.
         look: the conditions of the machine, taken between runs.
         progress: called with the share done, 0 to 1.
@@ -124,31 +182,33 @@ def bench(
         if boundary == "end-to-end" and job.subject.load is None:
             raise OptionError("end-to-end without pictures", expected="some to decode: --images DIR")
     failures: list[Failure] = []
-    taken: dict[str, list[float]] = {name: [] for name in gauges or {}}
+    meter = _Meter(pace, dict(gauges or {}))
     watch = _Watch(look)
     shuffle = random.Random(0)
     interrupted = False
     share = 0.0
-    random_inputs = functools.cache(_random_inputs)
+    inputs_of = functools.cache(_inputs)
     try:
         for job in jobs:
             with _failing(job, failures):
-                job.once = _once(job, boundary, random_inputs, clock)
+                job.once = _once(job, boundary, inputs_of, clock)
                 job.settled = _warm_up(job.once, seconds)
         while open_jobs := [job for job in jobs if not job.failed and not _done(job, seconds, least)]:
-            for name, gauge in (gauges or {}).items():
-                taken[name].append(gauge())
+            meter.round()
             shuffle.shuffle(open_jobs)
             for job in open_jobs:
                 with _failing(job, failures):
-                    _turn(job, pace, seconds, least)
+                    for stretch in _turn(job, meter, seconds, least):
+                        job.keep(stretch)
                     watch.look_at(job)
                 share = max(share, _share(jobs, seconds, least))
                 progress(share)
     except KeyboardInterrupt:
         interrupted = True
-    points = [_point(job, _done(job, seconds, least)) for job in jobs if job.samples]
-    return Measured(tuple(points), tuple(failures), {name: tuple(found) for name, found in taken.items()}, interrupted)
+    paced = "pace" not in meter.lost
+    points = [_point(job, _done(job, seconds, least), paced=paced) for job in jobs if job.samples]
+    taken = {name: tuple(found) for name, found in meter.taken.items()}
+    return Measured(tuple(points), tuple(failures), taken, meter.lost, interrupted)
 
 
 def _require_batch(job: _Job) -> None:
@@ -170,15 +230,21 @@ def _failing(job: _Job, failures: list[Failure]) -> Iterator[None]:
         failures.append(Failure(job.subject.runner.name, job.batch, str(error)))
 
 
-def _random_inputs(shape: tuple[int, ...]) -> list[Array]:
+def _inputs(load: Load | None, shape: tuple[int, ...]) -> list[Array]:
+    """The batches that runs rotate through, of a shape (B, 3, H, W); engines of one preprocessing share them."""
     import numpy as np
 
+    if load is not None:
+        return [load(shape[0], k) for k in range(INPUTS)]
     rng = np.random.default_rng(0)
     return [rng.standard_normal(shape, dtype=np.float32) for _ in range(INPUTS)]
 
 
 def _once(
-    job: _Job, boundary: Boundary, random_inputs: Callable[[tuple[int, ...]], list[Array]], clock: Callable[[], float]
+    job: _Job,
+    boundary: Boundary,
+    inputs_of: Callable[[Load | None, tuple[int, ...]], list[Array]],
+    clock: Callable[[], float],
 ) -> Once:
     """One timed run of a point, at a boundary."""
     runner, load, batch = job.subject.runner, job.subject.load, job.batch
@@ -190,10 +256,7 @@ def _once(
             return (clock() - start) * 1000, None
 
         return whole
-    if load is not None:
-        inputs = [load(batch, k) for k in range(INPUTS)]
-    else:
-        inputs = random_inputs((batch, *(dim or 0 for dim in runner.input_shape[1:])))
+    inputs = inputs_of(load, (batch, *(dim or 0 for dim in runner.input_shape[1:])))
     if boundary == "compute" and isinstance(runner, Resident):
         return runner.resident(inputs)
 
@@ -207,11 +270,15 @@ def _once(
 
 
 def _warm_up(once: Once, seconds: float) -> bool:
-    """Run until the last third of the runs has the median of the third before; False if it never has."""
+    """Run until the last third of the runs has the median of the third before; False if it never has.
+
+    The first run is left out of it: what is compiled, allocated or tuned then takes any time.
+    """
+    once(0)
     least_ms, most_ms = 1000 * min(WARM_UP_S, seconds), 1000 * MOST_WARM_UP_S
     times: list[float] = []
     spent = 0.0
-    look_at = 3  # not after every run: sorting them would take longer than a fast engine
+    look_at = LEAST_WARM_UP_RUNS  # and not after every run: sorting them would take longer than a fast engine
     while (spent < most_ms or len(times) < LEAST_WARM_UP_RUNS) and len(times) < MOST_WARM_UP_RUNS:
         times.append(once(len(times))[0])
         spent += times[-1]
@@ -224,31 +291,33 @@ def _warm_up(once: Once, seconds: float) -> bool:
     return False
 
 
-def _turn(job: _Job, pace: Callable[[], float] | None, seconds: float, least: int) -> None:
-    """A point's part of a round; nothing of it is kept where it is cut short."""
+def _turn(job: _Job, meter: _Meter, seconds: float, least: int) -> list[_Stretch]:
+    """A point's part of a round: one stretch, or several with a pace between them; nothing where it is cut short."""
     once = job.once
     assert once is not None
     runs = max(1, -(-least // ROUNDS))
     until_ms, most_ms = 1000 * seconds / ROUNDS, 1000 * MOST_TURN_S
-    count = len(job.samples)
-    now = pace() if pace else None
+    stretch_ms = 1000 * STRETCH_S if meter.paced else math.inf
+    count, taken, spent = len(job.samples), 0, 0.0
+    found: list[_Stretch] = []
     with _no_collection():
         idle, untimed = 0.0, 0
         while idle < UNTIMED_S * 1000 and untimed < MOST_UNTIMED_RUNS:
             idle += once(count)[0]
             untimed += 1
-        found: list[tuple[float, float | None]] = []
-        spent = 0.0
-        while (len(found) < runs or spent < until_ms) and spent < most_ms:
-            sample = once(count + len(found))
-            found.append(sample)
-            spent += sample[0]
-    job.samples += [ms for ms, _ in found]
-    job.enqueues += [enqueue for _, enqueue in found if enqueue is not None]
-    job.rounds.append(len(found))
-    if now is not None:
-        job.paces.append(now)
-    job.spent_ms += spent
+        before = meter.pace()
+        while (taken < runs or spent < until_ms) and spent < most_ms:
+            timed: list[tuple[float, float | None]] = []
+            end = spent + stretch_ms
+            while (taken < runs or spent < until_ms) and spent < min(end, most_ms):
+                timed.append(once(count + taken))
+                spent += timed[-1][0]
+                taken += 1
+            after = meter.pace()
+            found.append(_Stretch(timed, (before + after) / 2 if before and after else None))
+            before = after
+    job.turns += 1
+    return found
 
 
 @contextlib.contextmanager
@@ -278,7 +347,7 @@ class _Watch:
 
 
 def _done(job: _Job, seconds: float, least: int) -> bool:
-    return len(job.samples) >= least and job.spent_ms >= seconds * 1000 and len(job.rounds) >= min(ROUNDS, least)
+    return len(job.samples) >= least and job.spent_ms >= seconds * 1000 and job.turns >= min(ROUNDS, least)
 
 
 def _share(jobs: Sequence[_Job], seconds: float, least: int) -> float:
@@ -291,13 +360,13 @@ def _share(jobs: Sequence[_Job], seconds: float, least: int) -> float:
     return sum(shares) / len(shares)
 
 
-def _point(job: _Job, complete: bool) -> Point:
+def _point(job: _Job, complete: bool, *, paced: bool) -> Point:
     return Point(
         engine=job.subject.runner.name,
         batch=job.batch,
         samples_ms=tuple(job.samples),
-        rounds=tuple(job.rounds),
-        pace_ms=tuple(job.paces),
+        stretches=tuple(job.stretches),
+        pace_ms=tuple(job.paces) if paced else (),
         enqueue_ms=tuple(job.enqueues),
         settled=job.settled,
         complete=complete and not job.failed,

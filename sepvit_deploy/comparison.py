@@ -1,6 +1,7 @@
 """Engines of one run against each other: ratios, the batch from which a lower precision pays, time against batch.
 
-Engines took turns in the same rounds, each turn at a known pace of the machine, so a ratio is taken round by round.
+Engines took turns in the same rounds. Where the pace of the machine is known, they are compared at equal pace, and
+elsewhere round by round.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 
-from sepvit_deploy.confidence import median_interval
-from sepvit_deploy.latency import LEAST_ROUNDS, Engine, Point, Results
+from sepvit_deploy.confidence import median_interval, ratio_interval
+from sepvit_deploy.latency import LEAST_STRETCHES, Engine, Point, Results
 
 _ORDER = ("INT8", "FP16", "FP32")
+A_LINE = 0.1
+"""Relative error beyond which time against batch is called no line."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class Ratio:
     """Time of an engine over that of another in the same run, at one batch.
 
     Attributes:
-        low, high: bootstrap 95 % interval of the median over rounds.
+        low, high: bootstrap 95 % interval.
         resolved: the interval leaves 1 out, and both points settled.
     """
 
@@ -55,6 +58,7 @@ class Scaling:
     """Time against batch as a fixed cost and a cost per image, fitted to the least relative error.
 
     Attributes:
+        worst: the largest relative error of the line.
         marginal_ms: what an image more costs between neighbouring batches: (batch, next batch, ms per image).
     """
 
@@ -62,18 +66,21 @@ class Scaling:
     fixed_ms: float
     per_image_ms: float
     marginal_ms: tuple[tuple[int, int, float], ...]
+    worst: float
     sentence: str
 
 
 def ratio_of(point: Point, baseline: Point) -> Ratio:
     """The ratio of two points of one run."""
-    paced = point.paced and baseline.paced
-    values, others = (point.paced, baseline.paced) if paced else (point.round_ms, baseline.round_ms)
-    ratios = [value / other for value, other in zip(values, others, strict=False)]
-    low, high = median_interval(ratios)
-    sound = len(ratios) >= LEAST_ROUNDS and all(p.settled and p.complete for p in (point, baseline))
-    resolved = sound and not low <= 1 <= high
-    return Ratio(point.engine, baseline.engine, point.batch, median(ratios), low, high, resolved)
+    if point.paced and baseline.paced:
+        ratio = median(point.paced) / median(baseline.paced)
+        low, high = ratio_interval(point.paced, baseline.paced)
+    else:  # stretch by stretch: of each round, each has one
+        ratios = [ms / other for ms, other in zip(point.stretch_ms, baseline.stretch_ms, strict=False)]
+        ratio = median(ratios)
+        low, high = median_interval(ratios)
+    sound = all(p.settled and p.complete and len(p.stretches) >= LEAST_STRETCHES for p in (point, baseline))
+    return Ratio(point.engine, baseline.engine, point.batch, ratio, low, high, sound and not low <= 1 <= high)
 
 
 def ratios(results: Results) -> tuple[Ratio, ...]:
@@ -121,17 +128,24 @@ def _crossover(results: Results, lower: Engine, higher: Engine, low: str, high: 
     if not by_batch:
         return []
     batches = sorted(by_batch)
+    unresolved = [batch for batch in batches if not by_batch[batch].resolved]
+    slower = [batch for batch in batches if by_batch[batch].resolved and by_batch[batch].ratio > 1]
     from_batch = None
     for batch in reversed(batches):
-        if not (by_batch[batch].resolved and by_batch[batch].ratio < 1):
+        if batch in unresolved or batch in slower:
             break
         from_batch = batch
-    if from_batch is None:
-        sentence = f"{low} is not faster than {high} at batch {batches[-1]}: do not ship {low} for speed"
-    elif from_batch == batches[0]:
+    if from_batch == batches[0]:
         sentence = f"{low} is faster than {high} at every batch measured, from {batches[0]} to {batches[-1]}"
+    elif from_batch is not None:
+        below = [batch for batch in batches if batch < from_batch]
+        how = "slower" if below[-1] in slower else "not resolved to be faster"
+        sentence = f"{low} is faster than {high} from batch {from_batch} on, and {how} at batch {below[-1]}"
+        sentence += f": do not ship {low} below batch {from_batch}"
+    elif batches[-1] in slower:
+        sentence = f"{low} is slower than {high} at batch {batches[-1]}: do not ship {low} for speed"
     else:
-        sentence = f"{low} is faster than {high} from batch {from_batch} on: do not ship {low} below batch {from_batch}"
+        sentence = f"whether {low} is faster than {high} at batch {batches[-1]} is not resolved: measure longer"
     precisions = (lower.precision.upper(), higher.precision.upper())
     return [Crossover(lower.name, higher.name, *precisions, from_batch, sentence)]
 
@@ -140,13 +154,20 @@ def scaling(results: Results) -> tuple[Scaling, ...]:
     """How the time of each engine grows with the batch; engines of one batch alone are left out."""
     found = []
     for engine in results.engines:
-        curve = results.curve(engine.name)
+        curve = [point for point in results.curve(engine.name) if point.settled and point.complete]
         if len(curve) < 2:
             continue
         fixed, slope = _line([(point.batch, point.p50_ms) for point in curve])
+        worst = max(abs(fixed + slope * point.batch - point.p50_ms) / point.p50_ms for point in curve)
         marginal = tuple((a.batch, b.batch, (b.p50_ms - a.p50_ms) / (b.batch - a.batch)) for a, b in pairwise(curve))
-        sentence = f"{engine.name}: {fixed:.3g} ms a batch and {slope:.3g} ms an image"
-        found.append(Scaling(engine.name, fixed, slope, marginal, sentence))
+        sentence = f"{engine.name}: {fixed:.3g} ms a batch and {slope:.3g} ms an image, to {worst:.0%}"
+        if worst > A_LINE:
+            low, high = marginal[0], marginal[-1]
+            sentence = (
+                f"{engine.name}: no line; an image more costs {low[2]:.3g} ms between batch {low[0]} and {low[1]}, "
+                f"and {high[2]:.3g} ms between {high[0]} and {high[1]}"
+            )
+        found.append(Scaling(engine.name, fixed, slope, marginal, worst, sentence))
     return tuple(found)
 
 

@@ -38,7 +38,7 @@ class Look:
 
     Attributes:
         steal: share of the processors' time since the look before that the hypervisor gave to others.
-        reasons: why the GPU is held back, of `REASONS`.
+        reasons: why the GPU is held back, of `REASONS`; () where nothing holds it.
     """
 
     load: float | None = None
@@ -48,7 +48,7 @@ class Look:
     gpu_memory_mhz: float | None = None
     gpu_power_w: float | None = None
     gpu_temperature_c: float | None = None
-    reasons: tuple[str, ...] = ()
+    reasons: tuple[str, ...] | None = None
 
 
 def conditions_of(looks: Sequence[Look]) -> Conditions:
@@ -58,12 +58,13 @@ def conditions_of(looks: Sequence[Look]) -> Conditions:
         return [value for look in looks if (value := getattr(look, name)) is not None]
 
     steals = seen("steal")
-    reasons = Counter(reason for look in looks for reason in look.reasons)
+    told = [look.reasons for look in looks if look.reasons is not None]
+    reasons = Counter(reason for found in told for reason in found)
     ranges = ("load", "cpu_mhz", "gpu_sm_mhz", "gpu_memory_mhz", "gpu_power_w", "gpu_temperature_c")
     return Conditions(
         looks=len(looks),
         steal=sum(steals) / len(steals) if steals else None,
-        throttled={reason: count / len(looks) for reason, count in sorted(reasons.items())},
+        throttled={reason: count / len(told) for reason, count in sorted(reasons.items())} if told else None,
         **{name: Range.of(seen(name)) for name in ranges},
     )
 
@@ -124,10 +125,13 @@ class Watcher:
         }
         found: dict[str, Any] = {}
         for name, ask in asked.items():
-            with contextlib.suppress(nvml.NVMLError):  # a virtual GPU does not tell everything
+            with contextlib.suppress(nvml.NVMLError, AttributeError):  # a virtual GPU does not tell everything
                 found[name] = float(ask())
-        with contextlib.suppress(nvml.NVMLError):
-            found["reasons"] = reasons_in(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))
+        for name in ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"):
+            if hasattr(nvml, name):  # the older name goes in one version, the newer one came in another
+                with contextlib.suppress(nvml.NVMLError):
+                    found["reasons"] = reasons_in(getattr(nvml, name)(handle))
+                break
         return found
 
     def __enter__(self) -> Watcher:

@@ -11,6 +11,7 @@
     |   `-- OutputError             a place that cannot be written
     |-- MissingDependency       2   an optional package is not installed, or does not load
     |-- DeviceError             2   the GPU or its driver fails
+    |-- Interrupted           130   Ctrl-C ended it, and what was done until then is kept
     `-- CheckFailed             1   the work was done and its result is not acceptable
         |-- AuditFailed             the graph is not deployable, or TensorRT refuses it
         |-- BuildFailed             the builder fails on a file that it could parse
@@ -86,6 +87,12 @@ class MissingDependency(SepvitError):
 
 class DeviceError(SepvitError):
     """The GPU or its driver fails."""
+
+
+class Interrupted(SepvitError):
+    """Ctrl-C ended it, and what was done until then is kept."""
+
+    exit_code = 130
 
 
 class CheckFailed(SepvitError):

@@ -1,9 +1,10 @@
 """Results of a benchmark, as they are kept in a file: who was timed, where, under which conditions, every sample.
 
 A point is one engine at one batch. Its runs were taken in rounds: in each round every point had one turn, in random
-order, of a few runs one after the other. Just before a turn the machine's own pace was taken: the time of a matrix
-product that never changes. What a machine does to all of its programs at once (clocks, neighbours) shows in the pace,
-so two points of a round, or one point of two files, are compared at equal pace.
+order, of a few runs. On a CPU a turn is cut into stretches of a tenth of a second, and around each of them the pace of
+the machine itself was taken: the time of a matrix product that never changes. What a machine does to all of its
+programs at once (clocks, neighbours) shows in the pace, so two points, or one point of two files, are compared at equal
+pace. On a GPU, where clocks and power do not touch all work alike, there is no pace, and a turn is one stretch.
 
 Times are milliseconds of a whole batch. The file is JSON, schema 1: the records below, a key for each attribute.
 `results.schema.json` beside this module says the same for other programs.
@@ -14,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -23,13 +24,17 @@ from typing import Any, Literal
 
 from sepvit_deploy.artifact import written
 from sepvit_deploy.building import Precision
-from sepvit_deploy.errors import InputError, OptionError
+from sepvit_deploy.errors import InputError
 from sepvit_deploy.gpu import Device
 from sepvit_deploy.records import record
+from sepvit_deploy.spec import MAX_BATCH
 
 SCHEMA = 1
 MAX_BYTES = 1 << 30
-LEAST_ROUNDS = 5
+LEAST_MS, MOST_MS = 1e-6, 1e9
+LEAST_RATE, MOST_RATE = 1.0, 1e21
+"""Bounds of a time and of a rate: beyond them figures are none, and sums over them overflow."""
+LEAST_STRETCHES = 5
 """Fewer rounds resolve nothing."""
 Boundary = Literal["compute", "copies", "end-to-end"]
 BOUNDARIES: dict[Boundary, str] = {
@@ -62,7 +67,8 @@ class Conditions:
         looks: how often.
         load: processes that want to run, averaged over a minute.
         steal: share of the processors' time, 0 to 1, that the hypervisor gave to others.
-        throttled: share of the looks, 0 to 1, at which the GPU said that it was held back, by the reason it gave.
+        throttled: share of the looks, 0 to 1, at which the GPU said that it was held back, by the reason it gave; None
+            where it said nothing.
     """
 
     looks: int = 0
@@ -73,7 +79,7 @@ class Conditions:
     gpu_memory_mhz: Range | None = None
     gpu_power_w: Range | None = None
     gpu_temperature_c: Range | None = None
-    throttled: dict[str, float] = field(default_factory=dict)
+    throttled: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -126,12 +132,21 @@ class Rates:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Of an engine's file on pictures, as `evaluate --json` gave it."""
+    """Of an engine's file on pictures, as `evaluate --json` gave it.
+
+    Attributes:
+        image_set: name of the set; image_set_sha256: of the files in it.
+        top1: pictures that were right.
+    """
 
     image_set: str
+    image_set_sha256: str
     images: int
     top1: int
-    """Pictures that were right."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.top1 <= self.images or self.images < 1:
+            raise ValueError(f"{self.top1} right of {self.images} pictures")
 
 
 @dataclass(frozen=True)
@@ -141,7 +156,8 @@ class Engine:
     Attributes:
         name: what points call it.
         file: its name, or torch:VARIANT.
-        runtime: ``TensorRT``, ``ONNX Runtime, CPU``, ``torch.compile, CPU``, ...; versions of it in `Machine`.
+        runtime: ``TensorRT``, ``ONNX Runtime, CPU``, ``torch, CUDA``, ...; versions of it in `Machine`.
+        threads: of a CPU; None for the runtime's choice.
         builder_version: of a plan.
         variant: of SepViT; "" for another model.
         products: matrix products and convolutions by type, as the file has them.
@@ -174,8 +190,8 @@ class Point:
 
     Attributes:
         samples_ms: one for each timed run, in the order in which they were taken.
-        rounds: how many of them each round had.
-        pace_ms: the machine's pace before each round's turn; () where it was not taken.
+        stretches: how many of them were taken one after the other, each time.
+        pace_ms: the machine's pace around each stretch; () where it was not taken.
         enqueue_ms: of the host, in the enqueue alone, for each run on a GPU; else ().
         settled: False where the warm-up ended before the median settled; the figures are then not to be trusted.
         complete: False where the run was cut off before the point had its samples and seconds.
@@ -184,7 +200,7 @@ class Point:
     engine: str
     batch: int
     samples_ms: tuple[float, ...]
-    rounds: tuple[int, ...]
+    stretches: tuple[int, ...]
     pace_ms: tuple[float, ...] = ()
     enqueue_ms: tuple[float, ...] = ()
     settled: bool = True
@@ -216,15 +232,15 @@ class Point:
         return 1000 * self.batch / self.p50_ms
 
     @cached_property
-    def round_ms(self) -> tuple[float, ...]:
-        """The median of each round."""
-        ends = pairwise(accumulate(self.rounds, initial=0))
+    def stretch_ms(self) -> tuple[float, ...]:
+        """The median of each stretch."""
+        ends = pairwise(accumulate(self.stretches, initial=0))
         return tuple(median(self.samples_ms[start:end]) for start, end in ends)
 
     @cached_property
     def paced(self) -> tuple[float, ...]:
-        """The median of each round over the pace that the machine had then; () where no pace was taken."""
-        return tuple(ms / pace for ms, pace in zip(self.round_ms, self.pace_ms, strict=True)) if self.pace_ms else ()
+        """The median of each stretch over the pace that the machine had then; () where no pace was taken."""
+        return tuple(ms / pace for ms, pace in zip(self.stretch_ms, self.pace_ms, strict=True)) if self.pace_ms else ()
 
     def to_dict(self) -> dict[str, Any]:
         """The figures beside the samples, as plain JSON."""
@@ -284,18 +300,24 @@ class Results:
         if len(set(names)) < len(names):
             raise ValueError("two engines of one name")
         for point in self.points:
-            paces = len(point.pace_ms) in (0, len(point.rounds))
+            paces = len(point.pace_ms) in (0, len(point.stretches))
             enqueues = len(point.enqueue_ms) in (0, len(point.samples_ms))
             if point.engine not in names:
                 raise ValueError(f"a point of {point.engine!r:.60}, which is no engine of this run")
-            if not point.samples_ms or min(point.samples_ms) <= 0 or point.batch < 1:
+            if not 1 <= point.batch <= MAX_BATCH:
+                raise ValueError(f"{point.engine} at batch {point.batch:.3g}, beyond 1 to {MAX_BATCH}")
+            if not point.samples_ms or not LEAST_MS <= min(point.samples_ms) <= max(point.samples_ms) <= MOST_MS:
                 raise ValueError(f"{point.engine} at batch {point.batch}: no samples, or times that are none")
-            if sum(point.rounds) != len(point.samples_ms) or min(point.rounds) < 1 or not (paces and enqueues):
-                raise ValueError(f"{point.engine} at batch {point.batch}: its rounds are not its samples'")
-            if point.pace_ms and min(point.pace_ms) <= 0:
+            if sum(point.stretches) != len(point.samples_ms) or min(point.stretches) < 1 or not (paces and enqueues):
+                raise ValueError(f"{point.engine} at batch {point.batch}: its stretches are not its samples'")
+            if point.pace_ms and not LEAST_MS <= min(point.pace_ms) <= max(point.pace_ms) <= MOST_MS:
                 raise ValueError(f"{point.engine} at batch {point.batch}: a pace that is none")
         if len({(point.engine, point.batch) for point in self.points}) < len(self.points):
             raise ValueError("one point twice")
+        for rates in self.rates:
+            found = [*rates.operations_per_s.values(), *([] if rates.bytes_per_s is None else [rates.bytes_per_s])]
+            if not all(LEAST_RATE <= rate <= MOST_RATE for rate in found):
+                raise ValueError(f"rates of {rates.runtime} that are none")
 
     def engine(self, name: str) -> Engine:
         """The engine of a point."""
@@ -310,22 +332,29 @@ class Results:
         return tuple(sorted((p for p in self.points if p.engine == engine), key=lambda point: point.batch))
 
     def limit_ms(self, point: Point) -> float | None:
-        """The least time that a point's work takes at the rates of its runtime; None where either is unknown.
+        """The least time that a point's work takes at the best rates of its device; None where either is unknown.
 
-        The products' operations at the rate of their type, or the weights, inputs and outputs at the rate of a copy,
-        whichever takes longer. What stays in a cache from one run to the next is read faster than a large copy, so a
-        small file may be beyond it. It is the roofline (S. Williams, A. Waterman, D. Patterson, "Roofline: an
-        insightful visual performance model for multicore architectures", Communications of the ACM 52, 2009).
+        The products' operations at the rate of their type, of the runtimes measured the quickest one's, or the weights,
+        inputs and outputs at the rate of a copy, whichever takes longer. What stays in a cache from one run to the next
+        is read faster than a large copy, so a small file may be beyond it. It is the roofline (S. Williams,
+        A. Waterman, D. Patterson, "Roofline: an insightful visual performance model for multicore architectures",
+        Communications of the ACM 52, 2009).
         """
         engine = self.engine(point.engine)
-        rates = next((found for found in self.rates if found.runtime == engine.runtime), None)
-        if engine.work is None or rates is None or not engine.work.macs.keys() <= rates.operations_per_s.keys():
+        operations: dict[str, float] = {}
+        copies = [0.0]
+        for rates in self.rates:
+            if on_cpu(rates.runtime) == on_cpu(engine.runtime):
+                copies.append(rates.bytes_per_s or 0.0)
+                for name, rate in rates.operations_per_s.items():
+                    operations[name] = max(rate, operations.get(name, 0.0))
+        if engine.work is None or not engine.work.macs.keys() <= operations.keys():
             return None
-        seconds = sum(2 * macs * point.batch / rates.operations_per_s[name] for name, macs in engine.work.macs.items())
-        if rates.bytes_per_s:
+        seconds = sum(2 * macs * point.batch / operations[name] for name, macs in engine.work.macs.items())
+        if max(copies):
             moved = engine.work.weight_bytes + point.batch * engine.work.image_bytes
-            seconds = max(seconds, moved / rates.bytes_per_s)
-        return 1000 * seconds
+            seconds = max(seconds, moved / max(copies))
+        return 1000 * seconds or None
 
 
 def write_results(results: Results, path: Path) -> None:
@@ -373,26 +402,15 @@ def read_results(path: Path) -> Results:
         )
     try:
         return record(Results, {key: value for key, value in document.items() if key not in ("schema", "kind")})
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ArithmeticError) as error:
         raise InputError(f"{path} contradicts itself ({error})", expected="what bench --output writes") from error
+
+
+def on_cpu(runtime: str) -> bool:
+    """True of a runtime that computes on the processor."""
+    return runtime.endswith("CPU")
 
 
 def is_results(document: object) -> bool:
     """True of a JSON document of `write_results`, of whatever schema."""
     return isinstance(document, dict) and document.get("kind") == "latency" and "schema" in document
-
-
-def parse_share(text: str, option: str) -> float:
-    """A share from ``3%`` or ``0.03``.
-
-    Raises:
-        OptionError: it is neither, or not 0 to 100 %.
-    """
-    number = text.strip()
-    try:
-        share = float(number[:-1]) / 100 if number.endswith("%") else float(number)
-    except ValueError:
-        share = -1.0
-    if not 0 <= share <= 1:
-        raise OptionError(f"{option} {text!r:.40}", expected="a share such as 3%")
-    return share

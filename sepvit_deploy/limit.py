@@ -6,6 +6,7 @@ its result reduced to one number, so that no copy is in its time.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -143,9 +144,17 @@ class CopyOnGpu:
 
     def __init__(self, cuda: Cuda) -> None:
         self._cuda = cuda
-        self._target, self._source = (cuda.allocate(COPIED_ON_GPU) for _ in range(2))
-        self._stream = cuda.create_stream()
-        self._events = [cuda.create_event() for _ in range(2)]
+        with contextlib.ExitStack() as stack:
+            stack.callback(cuda.close)
+
+            def made(handle: int, free: Callable[[int], None]) -> int:
+                stack.callback(free, handle)
+                return handle
+
+            self._target, self._source = (made(cuda.allocate(COPIED_ON_GPU), cuda.free) for _ in range(2))
+            self._stream = made(cuda.create_stream(), cuda.destroy_stream)
+            self._events = [made(cuda.create_event(), cuda.destroy_event) for _ in range(2)]
+            self._stack = stack.pop_all()
 
     def __call__(self) -> float:
         """Copy once."""
@@ -160,9 +169,4 @@ class CopyOnGpu:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for event in self._events:
-            self._cuda.destroy_event(event)
-        self._cuda.destroy_stream(self._stream)
-        for pointer in (self._target, self._source):
-            self._cuda.free(pointer)
-        self._cuda.close()
+        self._stack.close()

@@ -60,9 +60,14 @@ def products_of_graph(model: onnx.ModelProto) -> list[Product]:
             if node.op_type in _KIND_OF_NODE and len(node.input) > 1:
                 int8 = all(map(from_int8, node.input[:2]))
                 kind = types.get(node.output[0], types.get(node.input[0], 0))
-                name = node.name or f"the product that gives {node.output[0]}"
+                name = node.name or unnamed(node)
                 found.append(Product(name, _KIND_OF_NODE[node.op_type], "INT8" if int8 else _type_name(kind)))
     return found
+
+
+def unnamed(node: onnx.NodeProto) -> str:
+    """What a product without a name is called."""
+    return f"the product that gives {node.output[0]}"
 
 
 def products_of_network(network: Any) -> list[Product]:

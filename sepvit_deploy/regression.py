@@ -1,6 +1,6 @@
 """One measurement against an older one, as a gate: latency, size, precision and accuracy of the same engines.
 
-Each round of a run counts at the pace that the machine had just before it, where both runs took the same pace.
+Each stretch of a run counts at the pace that the machine had around it, where both runs took the same pace.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Literal
 from sepvit_deploy.building import BUILDER_NAMES
 from sepvit_deploy.confidence import ratio_interval
 from sepvit_deploy.errors import InputError, RegressionFailed
-from sepvit_deploy.latency import LEAST_ROUNDS, Accuracy, Engine, Point, Results
+from sepvit_deploy.latency import LEAST_STRETCHES, Accuracy, Engine, Point, Results
 from sepvit_deploy.records import plain
 
 REPEATABILITY = 0.01
@@ -23,6 +23,8 @@ SIZE = 0.01
 """Share by which a file may grow."""
 SHARE = 0.05
 """Share of the engine's time that may leave its precision, as that is measured."""
+CLOCK = 0.02
+"""Share by which the GPU's clock may differ unmentioned."""
 SIGNIFICANCE = 0.05
 Verdict = Literal["no difference", "slower", "faster", "not judged"]
 
@@ -88,12 +90,14 @@ def compare(old: Results, new: Results, *, fail_if_slower: float = 0.0) -> Compa
     """
     _require_comparable(old, new)
     pairs = _pairs(old, new)
+    paired = {before.name for before, _ in pairs}
     points = [
         (before, new.point(after_engine.name, before.batch))
         for before_engine, after_engine in pairs
         for before in old.curve(before_engine.name)
     ]
-    found, worse = [], []
+    found = []
+    worse = [f"{e.name} is missing from the new results" for e in old.engines if e.name not in paired]
     confidence = 1 - SIGNIFICANCE / max(1, len(points))  # of all points together
     same_pace = old.pace is not None and old.pace == new.pace and _runtimes(old) == _runtimes(new)
     for before, after in points:
@@ -155,8 +159,14 @@ def _pairs(old: Results, new: Results) -> list[tuple[Engine, Engine]]:
             f"the two have no engine in common: {names[0]}; and {names[1]}",
             expected="engines of the same names, or one in each",
         )
-    if different := next((e for e, other in found if e.threads != other.threads), None):
-        raise InputError(f"{different.name} ran with other numbers of threads", expected="one number of --threads")
+    for engine, other in found:
+        for what in ("kind", "runtime", "variant", "threads", "cuda_graph"):
+            before, after = getattr(engine, what), getattr(other, what)
+            if before != after:
+                raise InputError(
+                    f"{engine.name} and {other.name} differ in {what.replace('_', ' ')}: {before} and {after}",
+                    expected="the same engine, measured in the same way",
+                )
     return found
 
 
@@ -168,7 +178,7 @@ def _runtimes(results: Results) -> dict[str, str]:
 
 def _change(before: Point, after: Point, confidence: float, *, same_pace: bool) -> LatencyChange:
     paced = bool(same_pace and before.paced and after.paced)
-    values = (after.paced, before.paced) if paced else (after.round_ms, before.round_ms)
+    values = (after.paced, before.paced) if paced else (after.stretch_ms, before.stretch_ms)
     low, high = ratio_interval(*values, confidence=confidence)
     low, high = low / (1 + REPEATABILITY), high * (1 + REPEATABILITY)
     verdict: Verdict = "slower" if low > 1 else "faster" if high < 1 else "no difference"
@@ -176,8 +186,10 @@ def _change(before: Point, after: Point, confidence: float, *, same_pace: bool) 
     for point, when in ((before, "the old"), (after, "the new")):
         if not point.settled:
             reason = f"{when} one never settled"
-        elif len(point.rounds) < LEAST_ROUNDS or not point.complete:
+        elif not point.complete:
             reason = f"{when} one was cut short"
+        elif len(point.stretches) < LEAST_STRETCHES or 2 * 0.5 ** len(point.stretches) > 1 - confidence:
+            reason = f"{len(point.stretches)} stretches of {when} one are too few for so many points"
     return LatencyChange(
         engine=after.engine,
         batch=after.batch,
@@ -190,6 +202,12 @@ def _change(before: Point, after: Point, confidence: float, *, same_pace: bool) 
         verdict="not judged" if reason else verdict,
         reason=reason,
     )
+
+
+def _clock_mhz(results: Results, engine: str) -> float | None:
+    """The GPU's clock while an engine ran, the median over its points."""
+    seen = [point.conditions.gpu_sm_mhz.median for point in results.curve(engine) if point.conditions.gpu_sm_mhz]
+    return median(seen) if seen else None
 
 
 def _engine_regressions(old: Engine, new: Engine) -> Iterator[str]:
@@ -205,11 +223,15 @@ def _engine_regressions(old: Engine, new: Engine) -> Iterator[str]:
     before_share, after_share = (e.precision_shares.get(precision) for e in (old, new))
     if old.precision_shares and new.precision_shares and (after_share or 0) < (before_share or 0) - SHARE:
         yield f"{new.name} spends {after_share or 0:.0%} of its time in {precision}, and spent {before_share or 0:.0%}"
-    if old.accuracy and new.accuracy and old.accuracy.image_set == new.accuracy.image_set:
+    if old.accuracy and new.accuracy and _same_pictures(old.accuracy, new.accuracy):
         share = new.accuracy.top1 / new.accuracy.images - old.accuracy.top1 / old.accuracy.images
         p = _p_of_worse(old.accuracy, new.accuracy)
         if p < SIGNIFICANCE:
             yield f"{new.name} is right on {-100 * share:.2f} points fewer pictures (p = {p:.2g})"
+
+
+def _same_pictures(old: Accuracy, new: Accuracy) -> bool:
+    return (old.image_set_sha256, old.images) == (new.image_set_sha256, new.images)
 
 
 def _p_of_worse(old: Accuracy, new: Accuracy) -> float:
@@ -235,12 +257,12 @@ def _notes(old: Results, new: Results, pairs: Sequence[tuple[Engine, Engine]], *
     for before, after in pairs:
         if before.sha256 != after.sha256:
             yield f"{after.name} is another file than then"
-        if before.accuracy and (not after.accuracy or before.accuracy.image_set != after.accuracy.image_set):
-            yield f"the accuracy of {after.name} is not compared: it is not known on {before.accuracy.image_set}"
-    gone = [engine.name for engine in old.engines if engine.name not in {before.name for before, _ in pairs}]
-    if gone:
-        yield f"not in the new results: {', '.join(gone)}"
+        if before.accuracy and not (after.accuracy and _same_pictures(before.accuracy, after.accuracy)):
+            yield f"the accuracy of {after.name} is not compared: it is not known on the same pictures"
+        clocks = [_clock_mhz(results, engine.name) for results, engine in ((old, before), (new, after))]
+        if clocks[0] and clocks[1] and abs(clocks[1] / clocks[0] - 1) > CLOCK:
+            yield f"the GPU ran {after.name} at {clocks[1]:.0f} MHz, and then at {clocks[0]:.0f}"
     for label, results in (("old", old), ("new", new)):
-        held = [p for p in results.points if p.conditions.throttled]
+        held = [p for p in results.points if any((p.conditions.throttled or {}).values())]
         if held:
             yield f"the GPU was held back in {len(held)} of the {label} points"

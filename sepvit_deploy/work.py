@@ -9,12 +9,17 @@ from typing import TYPE_CHECKING
 
 from sepvit_deploy import graph as graphs
 from sepvit_deploy.latency import Work
-from sepvit_deploy.network import products_of_graph
+from sepvit_deploy.network import products_of_graph, unnamed
 
 if TYPE_CHECKING:
     import onnx
 
 Shapes = Mapping[str, tuple[int | None, ...]]
+UNCOUNTED = frozenset(
+    {"Attention", "ConvInteger", "ConvTranspose", "DeformConv", "Einsum", "GRU", "LSTM", "MatMulInteger", "QLinearConv"}
+    | {"QLinearMatMul", "RNN"}
+)
+"""Standard operators that multiply, too, and are none of SepViT's."""
 NAMES: dict[str, str] = {"FLOAT": "FP32", "HALF": "FP16"}
 """Of TensorRT's types, those that are called otherwise here."""
 
@@ -66,7 +71,7 @@ def work_of(model: onnx.ModelProto) -> Work | None:
     import onnx
 
     nodes = [node for part in graphs.nested(model.graph, *model.functions) for node in part.node]
-    if any("::" in kind_of(node) for node in nodes):
+    if any("::" in kind_of(node) or node.op_type in UNCOUNTED for node in nodes):
         return None
     shapes = graphs.static_shapes(graphs.with_batch(model, 1))
     batch = batch_of(model, shapes)
@@ -77,7 +82,7 @@ def work_of(model: onnx.ModelProto) -> Work | None:
         if found is None:
             return None
         if found:
-            macs[types.get(node.name, "FP32")] += found // batch
+            macs[types[node.name or unnamed(node)]] += found // batch
     ends = [shapes.get(value.name, (None,)) for value in (*model.graph.input, *model.graph.output)]
     sizes = [_known_product(shape) for shape in ends]
     known = [size for size in sizes if size is not None]

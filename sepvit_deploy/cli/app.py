@@ -92,3 +92,19 @@ def parse_batch(text: str, expected: str, *, whole: str | None = None) -> int:
     if not re.fullmatch("[0-9]{1,9}", text) or not 1 <= int(text) <= MAX_BATCH:
         raise OptionError(f"--batch {text if whole is None else whole}", expected=f"{expected} from 1 to {MAX_BATCH}")
     return int(text)
+
+
+def parse_share(text: str, option: str) -> float:
+    """A share from ``3%`` or ``0.03``.
+
+    Raises:
+        OptionError: it is neither, or not 0 to 100 %.
+    """
+    number = text.strip()
+    try:
+        share = float(number[:-1]) / 100 if number.endswith("%") else float(number)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise OptionError(f"{option} {text!r:.40}", expected="a share such as 3%")
+    return share

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sepvit_deploy.cli.show import as_text, console, new_table, say, tell, warn
+from sepvit_deploy.cli.show import as_text, console, new_table, say, warn
 from sepvit_deploy.comparison import crossovers, ratios, scaling
 from sepvit_deploy.latency import BOUNDARIES
 
 if TYPE_CHECKING:
     from sepvit_deploy.latency import Range, Rates, Results
     from sepvit_deploy.regression import Comparison
-
-INTERRUPTED = 130
 
 
 def measured(results: Results) -> None:
@@ -103,16 +100,9 @@ def document(results: Results) -> dict[str, Any]:
     }
 
 
-def interrupted(results: Results, output: Path | None) -> int:
-    """Say what became of what was measured; the exit code."""
-    kept = f"what was measured until then is in {output}" if output else "what was measured until then is above"
-    tell(f"error: interrupted; {as_text(kept)}")
-    return INTERRUPTED
-
-
 def compared(found: Comparison) -> None:
     """Two runs, point by point."""
-    numbers = ("batch", "old ms", "new ms", "ratio", "95 % interval")
+    numbers = ("batch", "old ms", "new ms", "ratio", "interval")
     table = new_table("new over old", "engine", *numbers, "verdict", right=numbers)
     for change in found.latencies:
         table.add_row(
@@ -126,7 +116,7 @@ def compared(found: Comparison) -> None:
         )
     console().print(table)
     if any(change.paced for change in found.latencies):
-        say("ratios are at equal pace of the machine, which was taken before each round")
+        say("ratios are at equal pace of the machine, which was taken between the runs")
     for note in found.notes:
         say(f"note: {as_text(note)}")
     if not found.regressions:

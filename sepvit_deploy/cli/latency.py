@@ -19,11 +19,12 @@ from sepvit_deploy.cli.app import (
     TrustOption,
     app,
     parse_batch,
+    parse_share,
     require_other,
     require_threads,
 )
-from sepvit_deploy.errors import DeviceError, OptionError
-from sepvit_deploy.latency import Boundary, parse_share, read_results, write_results
+from sepvit_deploy.errors import DeviceError, Interrupted, OptionError
+from sepvit_deploy.latency import Boundary, read_results, write_results
 from sepvit_deploy.optional import require
 
 
@@ -39,7 +40,11 @@ def bench(
     ],
     batch: Annotated[
         str | None,
-        typer.Option(metavar="N,N,...", help="Default: 1,2,4,8,16,32,64 on a GPU, 1,8 on a CPU.", show_default=False),
+        typer.Option(
+            metavar="N,N,...",
+            help="Default: 1,2,4,8,16,32,64 on a GPU, 1,8 on a CPU, as far as an engine takes them.",
+            show_default=False,
+        ),
     ] = None,
     seconds: Annotated[float, typer.Option(help="Least time spent on each point.")] = 3.0,
     samples: Annotated[int, typer.Option(help="Least runs of each point.")] = 100,
@@ -105,19 +110,19 @@ def bench(
             if results.interrupted:
                 raise KeyboardInterrupt
             raise DeviceError(f"nothing was measured: {results.failures[0].error}")
-        if output is not None:
-            write_results(results, output)
-        if html is not None:
-            report("writing the page")
-            pipeline.report_of(results, html)
-    if as_json:
+    if as_json:  # first: a place that can no longer be written costs no figure
         show.json_document(latencies.document(results))
     else:
         latencies.measured(results)
+    if output is not None:
+        write_results(results, output)
+    if html is not None:
+        pipeline.report_of(results, html)
+    if not as_json:
         for place in filter(None, (output, html)):
             show.say(f"written: {place}")
     if results.interrupted:
-        raise typer.Exit(latencies.interrupted(results, output))
+        raise Interrupted(f"interrupted; what was measured until then is {f'in {output}' if output else 'above'}")
     if results.failures:
         first = results.failures[0]
         measured = {(point.engine, point.batch) for point in results.points}

@@ -15,7 +15,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Literal, cast
 
 from sepvit_deploy import artifact, builders, limit
-from sepvit_deploy.bench import Subject
+from sepvit_deploy.bench import Load, Subject
 from sepvit_deploy.bench import bench as measure
 from sepvit_deploy.building import BUILDER_NAMES, BuildRequest
 from sepvit_deploy.conditions import Watcher, machine
@@ -23,14 +23,16 @@ from sepvit_deploy.engine import engine_from_onnx
 from sepvit_deploy.errors import InputError, OptionError, PlanError, SepvitError
 from sepvit_deploy.images import image_files, load_batch
 from sepvit_deploy.inspection import Inspection
-from sepvit_deploy.latency import Accuracy, Boundary, Engine, Kind, Point, Rates, Results, Work
+from sepvit_deploy.latency import Accuracy, Boundary, Engine, Kind, Point, Rates, Results, Work, on_cpu
 from sepvit_deploy.limit import ProductType
 from sepvit_deploy.network import products_of_graph
 from sepvit_deploy.pipeline.models import OpenedPlan, OpenedTorch, open_model
 from sepvit_deploy.pipeline.opened import Opened, OpenedOnnx, Progress, Report, Running, Warn
 from sepvit_deploy.pipeline.provenance import chain
+from sepvit_deploy.records import record
 from sepvit_deploy.runners.base import Resident, Runner
 from sepvit_deploy.runners.batches import Profiled
+from sepvit_deploy.spec import Preprocessing
 from sepvit_deploy.variants import count_macs, variant_named
 from sepvit_deploy.work import NAMES, work_of
 
@@ -43,7 +45,7 @@ ON_GPU, ON_CPU = (1, 2, 4, 8, 16, 32, 64), (1, 8)
 STEAL = 0.02
 """Share of the processors' time given to others, from which on a note says so."""
 COPY = "|copy"
-"""Ends the name of a gauge that copies; the others are products, by their type."""
+"""Ends the name of a gauge that copies, ``CPU`` or ``GPU`` before it; the others are products, by their type."""
 _MAX_DOCUMENT = 1 << 26
 _VERSIONS = ("tensorrt", "tensorrt_rtx_cu13_bindings", "onnxruntime-gpu", "cuda-bindings", "pycuda")
 
@@ -95,20 +97,26 @@ def bench(
     report("loading")
     entries = _entries(sources, how, cuda_graph, warn)
     on_gpu = any(entry.how.provider != "cpu" or isinstance(entry.opened, OpenedPlan) for entry in entries)
-    known = _accuracies(accuracy)
-    with contextlib.ExitStack() as stack:
+    known = _accuracies(accuracy, {entry.opened.sha256 for entry in entries})
+    notes: list[str] = []
+    with _given_back(notes) as stack:
         runners = [stack.enter_context(entry.opened.running(entry.how, name=entry.name)) for entry in entries]
+        loader = functools.cache(lambda preprocessing: _loader(preprocessing, pictures))
         subjects = [
-            Subject(runner, _batches(runner, batches, on_gpu=on_gpu), _loader(entry.opened, pictures))
+            Subject(
+                runner,
+                _batches(runner, batches, on_gpu=on_gpu),
+                loader(entry.opened.require_passport()[2]) if pictures else None,
+            )
             for entry, runner in zip(entries, runners, strict=True)
         ]
-        notes: list[str] = []
         engines = [_engine(entry, known, notes) for entry in entries]
         gauges: dict[str, Callable[[], float]] = {}
         if limits:
             report("loading what the device is measured with")
             gauges = _gauges(entries, engines, stack, notes)
-        pace = next((name for name in gauges if not name.endswith(COPY)), None)
+        # On a GPU no pace: what slows a large product there, power and clocks, does not slow small batches as much.
+        pace = next((name for name in gauges if not name.endswith(COPY)), None) if not on_gpu else None
         watcher = stack.enter_context(Watcher(on_gpu=on_gpu))
         notes += [watcher.note] if watcher.note else []
         report("warming up")
@@ -123,9 +131,10 @@ def bench(
             look=watcher,
             progress=progress,
         )
+    notes += [f"{name.replace('|', ', ')} was not measured to the end: {why}" for name, why in found.lost.items()]
     for failure in found.failures:
         warn(f"{failure.engine} failed at batch {failure.batch}, and the rest went on: {failure.error}")
-    notes += _notes(found.points)
+    notes += _notes(found.points, engines)
     return Results(
         command=command,
         started=started,
@@ -133,7 +142,7 @@ def bench(
         seconds=seconds,
         least=least,
         machine=machine(_versions(entries), on_gpu=on_gpu, driver=watcher.driver),
-        pace=pace,
+        pace=pace if "pace" not in found.lost else None,
         engines=tuple(engines),
         points=found.points,
         rates=_rates(found.gauges),
@@ -141,6 +150,22 @@ def bench(
         interrupted=found.interrupted,
         notes=tuple(dict.fromkeys(notes)),
     )
+
+
+@contextlib.contextmanager
+def _given_back(notes: list[str]) -> Iterator[contextlib.ExitStack]:
+    """A stack of what is open; an engine that broke its device cannot be given back, which costs no figure."""
+    stack = contextlib.ExitStack()
+    try:
+        yield stack
+    except BaseException:
+        with contextlib.suppress(SepvitError):
+            stack.close()
+        raise
+    try:
+        stack.close()
+    except SepvitError as error:
+        notes.append(f"not everything was given back: {error}")
 
 
 def _entries(sources: Sequence[str | Path], how: Running, cuda_graph: CudaGraph, warn: Warn) -> list[_Entry]:
@@ -188,11 +213,8 @@ def _batches(runner: Runner, asked: Sequence[int] | None, *, on_gpu: bool) -> tu
     return found or tuple(sorted({low for low, _ in ranges}))
 
 
-def _loader(opened: Opened, pictures: Sequence[Path]) -> Callable[[int, int], Array] | None:
-    """The k-th batch of the pictures, prepared for a model; None for random images."""
-    if not pictures:
-        return None
-    _, _, preprocessing = opened.require_passport()
+def _loader(preprocessing: Preprocessing, pictures: Sequence[Path]) -> Load:
+    """The k-th batch of the pictures, prepared in one way."""
 
     def load(batch: int, k: int) -> Array:
         chosen = [pictures[(k * batch + i) % len(pictures)] for i in range(batch)]
@@ -221,7 +243,7 @@ def _engine(entry: _Entry, known: dict[str, Accuracy], notes: list[str]) -> Engi
         variant=opened.spec.variant if opened.spec else "",
         runtime=runtime,
         builder_version=version,
-        threads=how.threads,
+        threads=how.threads if on_cpu(runtime) else None,
         cuda_graph=how.cuda_graph,
         products=products,
         work=work,
@@ -296,10 +318,12 @@ def _gauges(
                 notes.append(f"the rate of {type_} on {runtime} is not measured: {error}")
                 continue
             found[f"{runtime}|{type_}"] = functools.partial(_ms, once)
-        try:
-            found[f"{runtime}{COPY}"] = _copy(entry, stack, on_gpu=on_gpu)
-        except SepvitError as error:
-            notes.append(f"the rate of copies is not measured: {error}")
+        place = "GPU" if on_gpu else "CPU"
+        if f"{place}{COPY}" not in found:
+            try:
+                found[f"{place}{COPY}"] = _copy(entry, stack, on_gpu=on_gpu)
+            except SepvitError as error:
+                notes.append(f"the rate of copies is not measured: {error}")
     return found
 
 
@@ -352,7 +376,7 @@ def _rates(gauges: dict[str, tuple[float, ...]]) -> tuple[Rates, ...]:
             continue
         runtime, _, what = name.partition("|")
         seconds = median(times) / 1000
-        on_gpu = not runtime.endswith("CPU")
+        on_gpu = not on_cpu(runtime)
         known = rates.get(runtime, Rates(runtime, {}, None))
         if name.endswith(COPY):
             moved = 2 * (limit.COPIED_ON_GPU if on_gpu else limit.COPIED_ON_CPU)
@@ -364,12 +388,17 @@ def _rates(gauges: dict[str, tuple[float, ...]]) -> tuple[Rates, ...]:
     return tuple(rates.values())
 
 
-def _notes(points: Sequence[Point]) -> Iterator[str]:
+def _notes(points: Sequence[Point], engines: Sequence[Engine]) -> Iterator[str]:
     """What a reader of the figures should know of how they came about."""
+    if {engine.kind == "onnx" for engine in engines if not on_cpu(engine.runtime)} == {True, False}:
+        yield (
+            "ONNX Runtime is timed by the host's clock, launch and wait included, plans and torch between CUDA's "
+            "events: at small batches a part of their ratio is that"
+        )
     for point in points:
         if not point.settled:
             yield f"{point.engine} at batch {point.batch} never settled while it was warmed up"
-        for reason, share in point.conditions.throttled.items():
+        for reason, share in (point.conditions.throttled or {}).items():
             yield f"the GPU was held back ({reason}) during {share:.0%} of {point.engine} at batch {point.batch}"
     stolen = [point for point in points if (point.conditions.steal or 0.0) > STEAL]
     if stolen:
@@ -389,11 +418,11 @@ def _versions(entries: Sequence[_Entry]) -> dict[str, str]:
     return versions
 
 
-def _accuracies(paths: Sequence[Path]) -> dict[str, Accuracy]:
+def _accuracies(paths: Sequence[Path], digests: set[str]) -> dict[str, Accuracy]:
     """Accuracy by the digest of the file that it is of.
 
     Raises:
-        InputError: a file is not what ``evaluate --json`` prints.
+        InputError: a file is not what ``evaluate --json`` prints, or is of none of the files of these digests.
     """
     found = {}
     for path in paths:
@@ -402,14 +431,19 @@ def _accuracies(paths: Sequence[Path]) -> dict[str, Accuracy]:
                 raise ValueError(f"larger than {_MAX_DOCUMENT >> 20} MiB")
             document = json.loads(path.read_text(encoding="utf-8"))
             digest, top1 = document["model_sha256"], document["top1"]
-            accuracy = Accuracy(document["image_set"], document["images"], top1["count"])
-            if not (isinstance(digest, str) and 0 <= accuracy.top1 <= accuracy.images):
-                raise ValueError("its figures contradict each other")
+            keys = ("image_set", "image_set_sha256", "images")
+            accuracy = record(Accuracy, {key: document[key] for key in keys} | {"top1": top1["count"]})
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(
                 f"--accuracy {path} holds no accuracy ({type(error).__name__}: {error})",
                 expected="what evaluate --json prints of labelled pictures",
             ) from error
-        if top1.get("meaningful", True):
-            found[digest] = accuracy
+        if digest not in digests:
+            raise InputError(
+                f"--accuracy {path} is of {document.get('file', 'a file')!s:.80}, which is none of the engines",
+                expected="what evaluate --json printed of one of them, as it is now",
+            )
+        if not top1.get("meaningful", True):
+            raise InputError(f"--accuracy {path} is of random weights", expected="of trained ones")
+        found[digest] = accuracy
     return found

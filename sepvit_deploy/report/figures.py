@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from sepvit_deploy.confidence import median_interval
-from sepvit_deploy.latency import LEAST_ROUNDS, Engine, Point, Results
+from sepvit_deploy.latency import LEAST_STRETCHES, Engine, Point, Results
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Figures:
 
     Attributes:
         engine: its place among the engines, from 0.
-        low, high: the 95 % interval of the median over rounds; None from fewer than `LEAST_ROUNDS`.
+        low, high: the 95 % interval of the median over stretches; None from fewer than `LEAST_STRETCHES`.
         limit: the least time that the device allows; None where it is not known.
     """
 
@@ -58,8 +58,8 @@ def figures(results: Results) -> tuple[Figures, ...]:
 def _figures(results: Results, index: int, engine: Engine, point: Point) -> Figures:
     low = high = None
     limit = results.limit_ms(point)
-    if len(point.rounds) >= LEAST_ROUNDS:
-        low, high = median_interval(point.round_ms)
+    if len(point.stretches) >= LEAST_STRETCHES:
+        low, high = median_interval(point.stretch_ms)
     return Figures(
         engine=index,
         name=engine.name,

@@ -86,6 +86,8 @@ def _cells(found: Conditions, on_gpu: bool) -> list[str]:
 
 
 def _held(found: Conditions) -> str:
+    if found.throttled is None:
+        return _NOT_SEEN
     reasons = [f"{name} at {percent(share)} of the looks" for name, share in found.throttled.items() if share]
     return f"THROTTLED: {listed(reasons)}" if reasons else "no"
 

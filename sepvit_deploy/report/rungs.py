@@ -66,7 +66,7 @@ def ladder(document: Mapping[str, Any]) -> Ladder:
             verdict=str(document["verdict"]),
             rungs=tuple(map(_rung, document["steps"])),
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"a ladder without what it needs: {error!r:.80}") from error
 
 

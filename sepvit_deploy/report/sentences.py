@@ -177,13 +177,15 @@ def calibration(table: ScaleTable) -> str:
 
 def conditions(results: Results) -> str:
     """Whether anything held the machine back."""
-    held = [item for item in results.points if any(item.conditions.throttled.values())]
-    reasons = sorted({name for item in held for name, share in item.conditions.throttled.items() if share})
-    looked = any(item.conditions.looks for item in results.points)
+    told = [throttled for item in results.points if (throttled := item.conditions.throttled) is not None]
+    held = [throttled for throttled in told if any(throttled.values())]
+    reasons = sorted({name for throttled in held for name, share in throttled.items() if share})
     if held:
         text = f"The GPU was held back at {len(held)} of {counted(len(results.points), 'point')}: {listed(reasons)}."
     else:
-        text = "Nothing was seen to hold the GPU back." if looked and results.machine.gpu else ""
+        text = "Nothing was seen to hold the GPU back." if told else ""
+        if results.machine.gpu and not told:
+            text = "Whether anything held the GPU back is not known: it did not say."
     steal = [item for item in results.points if (item.conditions.steal or 0) > 0.01]
     if steal:
         text += f" Other guests took more than 1 % of the processors at {counted(len(steal), 'point')}."
@@ -216,7 +218,7 @@ def cautions(results: Results, points: tuple[Figures, ...]) -> list[str]:
     if results.interrupted:
         cut = sum(not item.complete for item in points)
         found.append(f"Beware: the run was stopped before all was measured; {counted(cut, 'point')} cut off.")
-    if any(any(item.conditions.throttled.values()) for item in results.points):
+    if any(any((item.conditions.throttled or {}).values()) for item in results.points):
         found.append(f"Beware: {conditions(results)[0].lower()}{conditions(results)[1:]}")
     if results.failures:
         failed = listed(f"{item.engine} at batch {item.batch}" for item in results.failures[:4])

@@ -61,6 +61,7 @@ class _Slot:
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     graph: int | None = None
     enqueued: bool = False
+    reads: int = 0
 
 
 class TensorRtRunner:
@@ -173,7 +174,10 @@ class TensorRtRunner:
                 raise InputError(f"{self.name} is closed", expected="a runner inside its context")
             with self._cuda.current():
                 slot = self._slot(self._loaded.profile_for(batch), batch)
-                self._cuda.copy_on_device(slot.input.device, kept[k % len(kept)], size, self._stream)
+                if self._graphs:  # a graph reads where it was captured
+                    self._cuda.copy_on_device(slot.input.device, kept[k % len(kept)], size, self._stream)
+                else:
+                    self._read(slot, kept[k % len(kept)])
                 enqueue_ms = self._enqueue(slot)
                 self._cuda.synchronize(self._stream)
                 return self._cuda.elapsed_ms(self._start, self._end), enqueue_ms
@@ -211,6 +215,7 @@ class TensorRtRunner:
         batch = len(images)
         with self._cuda.current():
             slot = self._slot(self._loaded.profile_for(batch), batch)
+            self._read(slot, slot.input.device)
             view(slot.input.host, images.nbytes)[:] = np.ascontiguousarray(images).view(np.uint8).reshape(-1)
             self._cuda.copy_to_device(slot.input.device, slot.input.host, images.nbytes, self._stream)
         return slot
@@ -248,8 +253,15 @@ class TensorRtRunner:
                 shapes=shapes,
             )
             self._loaded.set_addresses(context, self._addresses(slot))
+            slot.reads = slot.input.device
             self._stack.push(stack.pop_all())
         return slot
+
+    def _read(self, slot: _Slot, address: int) -> None:
+        """Have a slot's next runs read their images there."""
+        if slot.reads != address:
+            self._loaded.set_addresses(slot.context, {self._loaded.input: address})
+            slot.reads = address
 
     def _addresses(self, slot: _Slot) -> dict[str, int]:
         return {self._loaded.input: slot.input.device} | {name: found.device for name, found in slot.outputs.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
     Outputs = torch.Tensor | tuple[torch.Tensor, ...]
 
+_FAILURES = (RuntimeError, torch._dynamo.exc.FailOnRecompileLimitHit)
+"""Out of memory, a CUDA error, what torch.compile does not take, or more batches than it may compile for."""
 MOST_BATCHES = 64
 """Batches that one model is compiled for: beyond its limit torch.compile would run eagerly, and not say so."""
 
@@ -112,7 +115,7 @@ class TorchRunner:
         try:
             with torch.inference_mode():
                 yield
-        except RuntimeError as error:  # out of memory, a CUDA error, or torch.compile's own
+        except (*_FAILURES, OSError, subprocess.SubprocessError) as error:  # the last two: of a compiler
             said = " ".join(str(error).strip().splitlines()[:1])
             raise DeviceError(
                 f"{self.name} fails on {' x '.join(map(str, images.shape))} ({type(error).__name__}: {said:.200})"

@@ -47,7 +47,7 @@ def test_results_keep_every_sample_with_its_conditions(measured: Path) -> None:
     assert [(p.engine, p.batch) for p in found.points] == [(n, b) for n in ("a.onnx", "b.onnx") for b in (1, 2)]
     for point in found.points:
         assert len(point.samples_ms) == 6
-        assert len(point.pace_ms) == len(point.rounds) == 6
+        assert len(point.pace_ms) == len(point.stretches) == 6
         assert point.conditions.looks >= 1
         assert point.conditions.load is not None
     assert found.command.startswith("sepvit-deploy ")

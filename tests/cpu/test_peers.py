@@ -79,7 +79,7 @@ def document(peers: Any) -> dict[str, Any]:
     def point(entry: str, *rounds: float) -> dict[str, Any]:
         where = {"runtime": "ONNX Runtime, CPU, 1 thread", "batch": 8}
         samples = [ms for ms in rounds for _ in range(2)]
-        return {"entry": entry, **where, "samples_ms": samples, "rounds": [2] * len(rounds), "settled": True}
+        return {"entry": entry, **where, "samples_ms": samples, "stretches": [2] * len(rounds), "settled": True}
 
     def row(model: str, form: str) -> dict[str, Any]:
         sizes = {"parameters": 31_200_000, "macs": 4_510_000_000, "megabytes": 125.0}

@@ -28,7 +28,7 @@ def engine(name: str, **more: object) -> Engine:
         work=Work({"FP16": 4_500_000_000}, 62_000_000, 606_112),
         blocks_ms={},
         precision_shares={"FP16": 0.9, "FP32": 0.1},
-        accuracy=Accuracy("imagenet", 50_000, 41_000),
+        accuracy=Accuracy("imagenet", "imagenet", 50_000, 41_000),
     )
     return replace(made, **more)  # type: ignore[arg-type]
 
@@ -37,7 +37,7 @@ def point(
     name: str = "t.plan", batch: int = 8, ms: float = 10.0, *, seed: int = 0, noise: float = 0.01, pace: float = 1.0,
     **more: object,
 ) -> Point:  # fmt: skip
-    """A hundred samples around ``ms``, and a pace that is as noisy."""
+    """A hundred samples around ``ms``, on a machine whose pace wanders."""
     rng = np.random.default_rng([seed, batch])
     machine = pace * rng.lognormal(0, 0.1, ROUNDS)
     samples = ms * np.repeat(machine, RUNS) * rng.lognormal(0, noise, ROUNDS * RUNS)

@@ -78,20 +78,20 @@ def results(batches: tuple[int, ...] = BATCHES, **more: Any) -> Results:
         for name, scale in (("fp16", 1.0), ("int8", 0.72))
     }
     engines = (
-        engine("sepvit_t.fp32.plan", "fp32", accuracy=Accuracy("imagenet-val", 50_000, 41_310)),
+        engine("sepvit_t.fp32.plan", "fp32", accuracy=Accuracy("imagenet-val", "imagenet-val", 50_000, 41_310)),
         engine(
             "sepvit_t.fp16.plan",
             "fp16",
             blocks_ms=blocks["fp16"],
             precision_shares={"FP16": 0.94, "FP32": 0.06},
-            accuracy=Accuracy("imagenet-val", 50_000, 41_295),
+            accuracy=Accuracy("imagenet-val", "imagenet-val", 50_000, 41_295),
         ),
         engine(
             "sepvit_t.int8.plan",
             "int8",
             blocks_ms=blocks["int8"],
             precision_shares={"INT8": 0.61, "FP16": 0.33, "FP32": 0.06},
-            accuracy=Accuracy("imagenet-val", 50_000, 40_890),
+            accuracy=Accuracy("imagenet-val", "imagenet-val", 50_000, 40_890),
         ),
         engine(
             "torch-compile:t",
@@ -103,7 +103,7 @@ def results(batches: tuple[int, ...] = BATCHES, **more: Any) -> Results:
             sha256=None,
             bytes=None,
             cuda_graph=False,
-            accuracy=Accuracy("imagenet-val", 50_000, 41_312),
+            accuracy=Accuracy("imagenet-val", "imagenet-val", 50_000, 41_312),
         ),
     )
     times = {
@@ -262,7 +262,7 @@ def hostile() -> Material:
             runtime=HOSTILE,
             precision_shares={HOSTILE: 1.0},
             blocks_ms={HOSTILE: 1.0},
-            accuracy=Accuracy(HOSTILE, 10, 9),
+            accuracy=Accuracy(HOSTILE, HOSTILE, 10, 9),
         ),
     )
     found = results(

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sepvit_deploy.bench import INPUTS, LOOK_S, ROUNDS, Measured, Subject, bench
+from sepvit_deploy.bench import INPUTS, ROUNDS, Measured, Subject, bench
 from sepvit_deploy.conditions import Look
 from sepvit_deploy.errors import DeviceError, OptionError
 from sepvit_deploy.latency import Point
@@ -75,7 +75,7 @@ def test_every_round_has_every_point_once_in_random_order(world: World) -> None:
     runners = [world.runner(name, repeat(0.25)) for name in "ab"]
     points = world.points(runners, [1, 4, 8], seconds=0, least=ROUNDS)
     assert [(p.engine, p.batch) for p in points] == [(name, batch) for name in "ab" for batch in (1, 4, 8)]
-    assert all(point.rounds == (1,) * ROUNDS for point in points)
+    assert all(point.stretches == (1,) * ROUNDS for point in points)
     measured = world.runs[-2 * 6 * ROUNDS :]  # each turn: a run that is not timed, and one that is
     assert all(measured[k] == measured[k + 1] for k in range(0, len(measured), 2))
     turns = measured[::2]
@@ -125,21 +125,29 @@ def test_a_point_that_has_enough_stops_and_the_others_go_on(world: World) -> Non
 def test_least_and_seconds_are_both_kept(world: World, seconds: float, least: int, samples: int) -> None:
     (point,) = world.points([world.runner("a", repeat(0.25))], [1], seconds=seconds, least=least)
     assert len(point.samples_ms) == samples
-    assert sum(point.rounds) == samples
+    assert sum(point.stretches) == samples
 
 
 def test_a_hundred_samples_and_three_seconds_are_the_default(world: World) -> None:
     slow, fast = world.points([world.runner("slow", repeat(1 / 16)), world.runner("fast", repeat(1 / 256))], [1])
     assert len(slow.samples_ms) == 100
-    assert slow.rounds == (5,) * ROUNDS
+    assert slow.stretches == (5,) * ROUNDS
     assert sum(fast.samples_ms) >= 3000
+
+
+def test_a_slow_first_run_is_no_part_of_the_warm_up(world: World) -> None:
+    """As of what compiles: after it, runs are slow a few times more."""
+    times = (30.0 if k == 0 else 1.0 if k < 8 else 0.125 for k in count())
+    (point,) = world.points([world.runner("compiled", times)], [1], seconds=1, least=20)
+    assert point.settled
+    assert set(point.samples_ms) == {125.0}
 
 
 def test_a_turn_ends_after_a_second_so_that_others_have_theirs(world: World) -> None:
     (point,) = world.points([world.runner("slow", repeat(0.375))], [1])
-    assert point.rounds[0] == 3
+    assert point.stretches[0] == 3
     (point,) = world.points([world.runner("long", repeat(0.25))], [1], seconds=600)
-    assert point.rounds[0] == 4
+    assert point.stretches[0] == 4
 
 
 def test_warm_up_ends_when_the_median_settles(world: World) -> None:
@@ -155,26 +163,50 @@ def test_a_point_that_never_settles_says_so(world: World) -> None:
     assert point.to_dict()["settled"] is False
 
 
-def test_pace_is_taken_before_each_turn_and_gauges_once_a_round(world: World) -> None:
+def test_pace_is_taken_around_each_tenth_of_a_second_and_gauges_once_a_round(world: World) -> None:
     taken: list[int] = []
 
     def pace() -> float:
         taken.append(len(world.runs))
         return float(len(taken))
 
-    found = world.bench(
-        [world.runner(name, repeat(0.25)) for name in "ab"],
-        [1],
-        seconds=0,
-        least=4,
-        pace=pace,
-        gauges={"copy": lambda: 2.0},
-    )
-    assert found.gauges == {"copy": (2.0,) * 4}
-    assert sorted(found.points[0].pace_ms + found.points[1].pace_ms) == [float(k) for k in range(1, 9)]
-    assert all(b - a == 2 for a, b in pairwise(taken)), "each turn is two runs"
-    a = found.points[0]
-    assert a.paced == tuple(250.0 / pace_ms for pace_ms in a.pace_ms)
+    runners = [world.runner("slow", repeat(0.25)), world.runner("fast", repeat(1 / 64))]
+    found = world.bench(runners, [1], seconds=4, least=8, pace=pace, gauges={"copy": lambda: 2.0})
+    slow, fast = found.points
+    assert set(slow.stretches) == {1}
+    assert set(fast.stretches) == {7, 6}, "7 runs of 1/64 s are a tenth of a second, 13 the fifth of a turn"
+    assert len(slow.pace_ms) == len(slow.stretches)
+    assert len(fast.pace_ms) == len(fast.stretches)
+    assert all(ms % 1 == 0.5 for ms in slow.pace_ms), "the mean of the one before and the one after"
+    assert slow.paced == tuple(250.0 / ms for ms in slow.pace_ms)
+    assert len(found.gauges["copy"]) >= 20
+    assert set(found.gauges["copy"]) == {2.0}
+
+
+def test_without_a_pace_a_turn_is_one_stretch(world: World) -> None:
+    (point,) = world.points([world.runner("fast", repeat(1 / 64))], [1], seconds=4)
+    assert set(point.stretches) == {13}
+    assert point.pace_ms == ()
+
+
+@pytest.mark.parametrize("what", ["pace", "gauge"])
+def test_what_the_machine_is_measured_with_may_fail(world: World, what: str) -> None:
+    calls = iter(range(1000))
+
+    def fragile() -> float:
+        if next(calls) > 8:
+            fail()
+        return 2.0
+
+    more = {"pace": fragile} if what == "pace" else {"gauges": {"gauge": fragile}}
+    found = world.bench([world.runner("a", repeat(0.25))], [1], seconds=0, least=20, **more)
+    assert found.lost == {what: "the GPU fell off the bus"}
+    assert found.failures == ()
+    (point,) = found.points
+    assert point.complete
+    assert len(point.samples_ms) == 20
+    assert point.pace_ms == (), "half a pace is none"
+    assert found.gauges == ({} if what == "pace" else {"gauge": (2.0,) * 9})
 
 
 def test_looks_belong_to_the_point_whose_turn_it_was(world: World) -> None:
@@ -191,7 +223,6 @@ def test_looks_belong_to_the_point_whose_turn_it_was(world: World) -> None:
         assert point.conditions.throttled == {"power cap": 1.0}
         assert point.conditions.gpu_sm_mhz is not None
         assert point.conditions.gpu_sm_mhz.median == 1500.0
-    assert LOOK_S > 0
 
 
 def fail() -> None:
@@ -243,8 +274,8 @@ def test_what_was_measured_until_ctrl_c_is_kept(at: int) -> None:
     )
     assert found.interrupted
     for point in found.points:
-        assert len(point.samples_ms) == sum(point.rounds)
-        assert len(point.pace_ms) == len(point.rounds), "a turn that was cut short is no part of it"
+        assert len(point.samples_ms) == sum(point.stretches)
+        assert len(point.pace_ms) == len(point.stretches), "a turn that was cut short is no part of it"
         assert not point.complete
 
 
@@ -348,7 +379,7 @@ def test_no_samples_are_no_measurement(world: World, least: int) -> None:
 
 
 def test_nothing_to_measure(world: World) -> None:
-    assert world.bench([], [1]) == Measured((), (), {}, False)
+    assert world.bench([], [1]) == Measured((), (), {}, {}, False)
 
 
 def test_pythons_collector_waits_while_a_turn_is_timed(world: World) -> None:

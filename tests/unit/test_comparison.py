@@ -23,7 +23,7 @@ def test_a_ratio_is_taken_round_by_round_at_one_pace() -> None:
     found = ratio_of(b, a)
     assert found.ratio == pytest.approx(0.98, abs=1e-9)
     assert found.resolved
-    unpaced = ratio_of(*(Point(p.engine, 8, p.samples_ms, p.rounds) for p in (b, a)))
+    unpaced = ratio_of(*(Point(p.engine, 8, p.samples_ms, p.stretches) for p in (b, a)))
     assert not unpaced.resolved
 
 
@@ -67,7 +67,10 @@ def curves(int8: dict[int, float], fp16: dict[int, float], fp32: dict[int, float
 def test_the_batch_from_which_int8_pays() -> None:
     (found,) = crossovers(curves({1: 1.3, 8: 4.0, 32: 10.0}, {1: 1.0, 8: 5.0, 32: 20.0}))
     assert (found.faster, found.slower, found.from_batch) == ("t_int8.plan", "t_fp16.plan", 8)
-    assert found.sentence == "INT8 is faster than FP16 from batch 8 on: do not ship INT8 below batch 8"
+    assert (
+        found.sentence
+        == "INT8 is faster than FP16 from batch 8 on, and slower at batch 1: do not ship INT8 below batch 8"
+    )
 
 
 def test_a_batch_at_which_it_loses_again_counts() -> None:
@@ -78,7 +81,7 @@ def test_a_batch_at_which_it_loses_again_counts() -> None:
 def test_never_and_always() -> None:
     never, always = crossovers(curves({1: 1.3, 8: 6.0}, {1: 1.0, 8: 5.0}, {1: 3.0, 8: 9.0}))
     assert never.from_batch is None
-    assert never.sentence == "INT8 is not faster than FP16 at batch 8: do not ship INT8 for speed"
+    assert never.sentence == "INT8 is slower than FP16 at batch 8: do not ship INT8 for speed"
     assert always.sentence == "FP16 is faster than FP32 at every batch measured, from 1 to 8"
 
 
@@ -91,13 +94,28 @@ def test_two_engines_of_one_precision_are_told_apart() -> None:
     )
     assert [crossover.sentence for crossover in found] == [
         "INT8 (a) is faster than FP16 at every batch measured, from 8 to 8",
-        "INT8 (b) is not faster than FP16 at batch 8: do not ship INT8 (b) for speed",
+        "INT8 (b) is slower than FP16 at batch 8: do not ship INT8 (b) for speed",
     ]
 
 
 def test_what_is_not_resolved_is_no_crossover() -> None:
     (found,) = crossovers(curves({1: 1.0, 8: 5.0}, {1: 1.0, 8: 5.0}))
     assert found.from_batch is None
+    assert found.sentence == "whether INT8 is faster than FP16 at batch 8 is not resolved: measure longer"
+    (found,) = crossovers(curves({1: 1.0, 8: 4.0}, {1: 1.0, 8: 5.0}))
+    assert found.sentence.startswith(
+        "INT8 is faster than FP16 from batch 8 on, and not resolved to be faster at batch 1:"
+    )
+
+
+def test_a_run_that_was_cut_short_damns_no_precision() -> None:
+    found = results(
+        point("a", ms=2.0, complete=False), point("b", ms=4.0, seed=1, complete=False),
+        engines=(engine("a", precision="int8"), engine("b")),
+    )  # fmt: skip
+    assert [c.sentence for c in crossovers(found)] == [
+        "whether INT8 is faster than FP16 at batch 8 is not resolved: measure longer"
+    ]
 
 
 def test_only_one_model_on_one_runtime_has_a_crossover() -> None:
@@ -118,6 +136,16 @@ def test_a_line_is_found_again(fixed: float, slope: float) -> None:
     assert found.per_image_ms == pytest.approx(slope, rel=1e-6)
     assert [pair[:2] for pair in found.marginal_ms] == [(1, 4), (4, 16), (16, 64)]
     assert found.marginal_ms[0][2] == pytest.approx(slope, rel=1e-6)
+
+
+def test_what_is_no_line_is_not_called_one() -> None:
+    plateau = (Point("t.plan", b, (ms,), (1,)) for b, ms in ((1, 2.0), (8, 2.1), (32, 8.0)))
+    (found,) = scaling(results(*plateau))
+    assert found.worst > 0.1
+    assert found.sentence.startswith(
+        "t.plan: no line; an image more costs 0.0143 ms between batch 1 and 8, and 0.246 ms"
+    )
+    assert scaling(results(point(batch=1), point(batch=8, settled=False))) == ()
 
 
 def test_no_cost_is_below_nothing() -> None:

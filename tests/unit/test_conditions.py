@@ -80,12 +80,19 @@ def test_a_gpu_is_looked_at_and_let_go(nvml: Nvml) -> None:
     assert watcher.note is None
 
 
+def test_reasons_are_asked_for_by_the_name_that_is_there(nvml: Nvml) -> None:
+    nvml.mask = 0x4
+    nvml.nvmlDeviceGetCurrentClocksEventReasons = lambda handle: 0x200  # type: ignore[attr-defined]
+    with Watcher(on_gpu=True) as watcher:
+        assert watcher().reasons == ("board limit",)
+
+
 def test_what_a_gpu_does_not_tell_is_left_out(nvml: Nvml) -> None:
     nvml.silent = ("power", "reasons")
     with Watcher(on_gpu=True) as watcher:
         look = watcher()
     assert look.gpu_power_w is None
-    assert look.reasons == ()
+    assert look.reasons is None, "not the same as: nothing holds it back"
     assert look.gpu_sm_mhz == 1410
 
 
@@ -109,7 +116,8 @@ def test_a_cpu_needs_no_nvml(nvml: Nvml) -> None:
 
 
 def test_every_bit_has_its_name() -> None:
-    nvidia = pytest.importorskip("pynvml")
+    import pynvml as nvidia
+
     assert reasons_in(0) == reasons_in(nvidia.nvmlClocksThrottleReasonGpuIdle) == ()
     assert reasons_in(nvidia.nvmlClocksThrottleReasonApplicationsClocksSetting) == ()
     for name, bit in (
@@ -118,6 +126,8 @@ def test_every_bit_has_its_name() -> None:
         ("thermal limit", nvidia.nvmlClocksThrottleReasonSwThermalSlowdown),
         ("hardware thermal slowdown", nvidia.nvmlClocksThrottleReasonHwThermalSlowdown),
         ("power brake", nvidia.nvmlClocksThrottleReasonHwPowerBrakeSlowdown),
+        ("board limit", nvidia.nvmlClocksThrottleReasonBoardLimit),
+        ("reliability limit", nvidia.nvmlClocksThrottleReasonReliability),
     ):
         assert reasons_in(bit) == (name,)
     assert len(REASONS) == len(set(REASONS.values()))
@@ -138,8 +148,11 @@ def test_time_that_the_hypervisor_took(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_looks_become_ranges() -> None:
-    looks = [Look(load=1.0, steal=0.0, reasons=("power cap",)), Look(load=3.0, steal=0.5), Look(load=2.0)]
-    found = conditions_of([*looks, Look()])
+    looks = [
+        *(Look(load=1.0, steal=0.0, reasons=("power cap",)), Look(load=3.0, steal=0.5, reasons=())),
+        Look(load=2.0, reasons=()),
+    ]
+    found = conditions_of([*looks, Look(reasons=())])
     assert found.looks == 4
     assert found.load == Range(1.0, 2.0, 3.0)
     assert found.steal == 0.25

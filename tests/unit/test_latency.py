@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sepvit_deploy.cli.app import parse_share
 from sepvit_deploy.errors import InputError, OptionError, OutputError
-from sepvit_deploy.latency import SCHEMA, Point, Rates, Results, Work, parse_share, read_results, write_results
+from sepvit_deploy.latency import SCHEMA, Point, Rates, Results, Work, read_results, write_results
 from tests.unit.latencies import engine, point, results
 
 SCHEMA_FILE = Path(__file__).parents[2] / "sepvit_deploy" / "results.schema.json"
@@ -41,9 +42,9 @@ def test_quantiles_are_those_of_numpy(samples: list[float], share: float) -> Non
     assert found.images_per_s == pytest.approx(1000 / np.median(samples), rel=1e-9)
 
 
-def test_rounds_are_medians_and_count_at_the_machines_pace() -> None:
+def test_stretches_are_medians_and_count_at_the_machines_pace() -> None:
     found = Point("a", 1, (1.0, 3.0, 2.0, 8.0, 6.0), (3, 2), pace_ms=(1.0, 3.5))
-    assert found.round_ms == (2.0, 7.0)
+    assert found.stretch_ms == (2.0, 7.0)
     assert found.paced == (2.0, 2.0)
 
 
@@ -133,11 +134,11 @@ def test_no_file_and_a_folder(tmp_path: Path) -> None:
         ({"samples_ms": ["1"] * 100}, "samples_ms holds what is no finite number"),
         ({"samples_ms": [True] * 100}, "samples_ms holds what is no finite number"),
         ({"samples_ms": 3}, "samples_ms is 3"),
-        ({"rounds": [100, 1]}, "its rounds are not its samples'"),
-        ({"rounds": [101, -1]}, "its rounds are not its samples'"),
-        ({"pace_ms": [1.0]}, "its rounds are not its samples'"),
+        ({"stretches": [100, 1]}, "its stretches are not its samples'"),
+        ({"stretches": [101, -1]}, "its stretches are not its samples'"),
+        ({"pace_ms": [1.0]}, "its stretches are not its samples'"),
         ({"pace_ms": [0.0] * 20}, "a pace that is none"),
-        ({"enqueue_ms": [1.0]}, "its rounds are not its samples'"),
+        ({"enqueue_ms": [1.0]}, "its stretches are not its samples'"),
         ({"settled": 1}, "settled is 1"),
         ({"conditions": None}, "Conditions is None"),
         ({"more": 1}, "unknown or missing keys of Point: more"),

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from sepvit_deploy.errors import InputError, RegressionFailed
-from sepvit_deploy.latency import Accuracy, Machine, Results
+from sepvit_deploy.latency import Accuracy, Conditions, Machine, Point, Range, Results
 from sepvit_deploy.regression import compare
 from tests.unit.latencies import engine, point, results
 
@@ -117,7 +117,7 @@ def test_time_that_left_its_precision() -> None:
 
 def test_accuracy_that_fell() -> None:
     def accuracy(top1: int, image_set: str = "imagenet") -> Results:
-        return with_engine(accuracy=Accuracy(image_set, 50_000, top1))
+        return with_engine(accuracy=Accuracy(image_set, image_set, 50_000, top1))
 
     found = compare(accuracy(41_000), accuracy(40_000))
     assert len(found.regressions) == 1
@@ -139,7 +139,10 @@ def test_what_cannot_be_compared() -> None:
         with_engine(builder_version="11.0.0.114"),
         "the two are of different major versions of TensorRT: 10 and 11; expected one",
     )
-    refused(a, with_engine(threads=2), "t.plan ran with other numbers of threads")
+    refused(a, with_engine(threads=2), "t.plan and t.plan differ in threads: None and 2; expected the same engine")
+    refused(a, with_engine(runtime="ONNX Runtime, CUDA"), "differ in runtime: TensorRT and ONNX Runtime, CUDA")
+    refused(a, with_engine(cuda_graph=True), "differ in cuda graph: False and True")
+    refused(results(point("s")), results(point("b"), engines=(engine("b", variant="b"),)), "differ in variant: t and b")
     two = results(point("a"), point("b"))
     refused(two, results(point("c"), point("d")), "the two have no engine in common: a, b; and c, d")
     compare(a, with_engine(builder_version="10.14.1"))
@@ -159,5 +162,21 @@ def test_what_differs_is_noted() -> None:
     assert "the driver was 580.65.06 and is 590.1" in notes
     changed = compare(with_engine(sha256="0" * 64), with_engine(sha256="1" * 64)).notes
     assert "t.plan is another file than then" in changed
-    gone = compare(results(point("a"), point("b")), results(point("a", seed=1))).notes
-    assert "not in the new results: b" in gone
+
+
+def test_an_engine_that_is_gone_fails() -> None:
+    found = compare(results(point("a"), point("b")), results(point("a", seed=1)))
+    assert found.regressions == ("b is missing from the new results",)
+
+
+def test_too_few_stretches_for_many_points_are_not_judged() -> None:
+    short = Point("t.plan", 8, (10.0,) * 5, (1,) * 5, pace_ms=(1.0,) * 5)
+    found = compare(results(short), results(short))
+    assert found.latencies[0].reason == "5 stretches of the new one are too few for so many points"
+
+
+def test_another_clock_of_the_gpu_is_noted() -> None:
+    old, new = (
+        run(seed=k, conditions=Conditions(gpu_sm_mhz=Range(mhz, mhz, mhz))) for k, mhz in ((0, 1980), (1, 1410))
+    )
+    assert "the GPU ran t.plan at 1410 MHz, and then at 1980" in compare(old, new).notes

@@ -220,8 +220,13 @@ def test_throttling_is_said_in_words() -> None:
     text = shown(material()).text
     assert "The GPU was held back at 2 of 28 points: power cap." in text
     assert "THROTTLED: power cap at 18 % of the looks" in text
-    calm = replace(results((1,)), points=(point("sepvit_t.fp32.plan", 1, 1.0, conditions=Conditions(looks=3)),))
-    assert "Nothing was seen to hold the GPU back." in shown(alone(calm)).text
+    for throttled, sentence in (
+        ({}, "Nothing was seen to hold the GPU back."),
+        (None, "Whether anything held the GPU back is not known: it did not say."),
+    ):
+        conditions = Conditions(looks=3, throttled=throttled)
+        calm = replace(results((1,)), points=(point("sepvit_t.fp32.plan", 1, 1.0, conditions=conditions),))
+        assert sentence in shown(alone(calm)).text
 
 
 def test_unresolved_ratios_are_named_so() -> None:
@@ -257,10 +262,9 @@ def test_what_is_missing_is_left_out_or_said() -> None:
 def test_numbers_that_are_none_do_not_stop_the_page() -> None:
     found = results((1,))
     nan = float("nan")
-    odd = replace(found.engines[1], blocks_ms={"a": nan, "b": 1.0}, accuracy=Accuracy("x", 0, 0))
-    rates = tuple(replace(r, operations_per_s=dict.fromkeys(r.operations_per_s, nan)) for r in found.rates)
-    text = shown(alone(replace(found, engines=(found.engines[0], odd, *found.engines[2:]), rates=rates))).text
-    assert "on x" not in text
+    odd = replace(found.engines[1], blocks_ms={"a": nan, "b": 1.0})
+    text = shown(alone(replace(found, engines=(found.engines[0], odd, *found.engines[2:])))).text
+    assert "SepViT on NVIDIA L4" in text
 
 
 def test_accuracy_is_set_beside_times_of_one_batch() -> None:
@@ -269,7 +273,7 @@ def test_accuracy_is_set_beside_times_of_one_batch() -> None:
     charts = shown(alone(replace(found, points=points))).charts
     values = charts["p1-accuracy0"]["data"]["values"]
     assert len(values) == 4, "all four have batch 1, and three the batch that is nearer to the paper's"
-    sets = tuple(replace(e, accuracy=Accuracy(e.name, 10, 9)) for e in found.engines)
+    sets = tuple(replace(e, accuracy=Accuracy(e.name, e.name, 10, 9)) for e in found.engines)
     assert sum(name.startswith("p1-accuracy") for name in shown(alone(replace(found, engines=sets))).charts) == 4
 
 
