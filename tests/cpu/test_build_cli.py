@@ -488,14 +488,14 @@ def test_a_plan_is_timed_with_and_without_a_cuda_graph(copy: Path, tmp_path: Pat
     assert (engine.runtime, engine.precision, engine.products["FP16"]) == ("TensorRT-RTX", "fp16", 93)
     assert engine.work is not None
     assert engine.work.macs.keys() == {"FP16"}
-    (rates,) = found.rates
-    assert rates.operations_per_s == {"FP16": limit.operations(limit.ON_GPU, limit.CHAIN_ON_GPU) / 1.25e-3}
-    assert rates.bytes_per_s == 2 * (1 << 12) / 1.25e-3
-    assert found.limit_ms(found.points[0]) == pytest.approx(
-        max(2 * engine.work.macs["FP16"] / rates.operations_per_s["FP16"], 0) * 1000
-        if rates.bytes_per_s > 1e12
-        else 1000 * (engine.work.weight_bytes + engine.work.image_bytes) / rates.bytes_per_s
-    )
+    rates = {found.runtime: found for found in found.rates}
+    product = limit.operations(limit.ON_GPU, limit.CHAIN_ON_GPU) / 1.25e-3
+    assert rates["TensorRT-RTX"].operations_per_s == {"FP16": product}
+    assert rates["GPU"].bytes_per_s == 2 * (1 << 12) / 1.25e-3
+    moved = engine.work.weight_bytes + engine.work.image_bytes
+    assert found.limit_ms(found.points[0]) == pytest.approx(1000 * moved / (2 * (1 << 12) / 1.25e-3))
+    assert found.pace is None, "a GPU has none"
+    assert all(p.pace_ms == () for p in found.points)
     assert any("NVML" in note or "nvidia" in note.lower() or "pynvml" in note for note in found.notes)
     assert all(not cuda.live and cuda.closed for cuda in on_fake_gpu), "everything is given back"
 

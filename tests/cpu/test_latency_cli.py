@@ -35,7 +35,8 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def measured(engines: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("measured") / "r.json"
     a, b = engines
-    done = call("bench", "--engine", a, "--engine", b, "--batch", "2,1", "--output", output, *QUICK)
+    more = ("--output", output, *QUICK, "--samples", "12")
+    done = call("bench", "--engine", a, "--engine", b, "--batch", "2,1", *more)
     assert done.code == 0, done.err
     return output
 
@@ -46,18 +47,19 @@ def test_results_keep_every_sample_with_its_conditions(measured: Path) -> None:
     jsonschema.validate(json.loads(measured.read_text(encoding="utf-8")), schema)
     assert [(p.engine, p.batch) for p in found.points] == [(n, b) for n in ("a.onnx", "b.onnx") for b in (1, 2)]
     for point in found.points:
-        assert len(point.samples_ms) == 6
-        assert len(point.pace_ms) == len(point.stretches) == 6
+        assert len(point.samples_ms) == 12
+        assert len(point.pace_ms) == len(point.stretches) == 12
         assert point.conditions.looks >= 1
         assert point.conditions.load is not None
     assert found.command.startswith("sepvit-deploy ")
     assert found.boundary == "compute"
     assert found.machine.versions.keys() >= {"python", "onnxruntime", "numpy"}
-    (rates,) = found.rates
-    assert rates.runtime == "ONNX Runtime, CPU"
-    assert 1e9 < rates.operations_per_s["FP32"] < 1e13
-    assert rates.bytes_per_s is not None
-    assert 1e8 < rates.bytes_per_s < 1e12
+    rates = {found.runtime: found for found in found.rates}
+    assert rates.keys() == {"ONNX Runtime, CPU", "CPU"}
+    assert 1e9 < rates["ONNX Runtime, CPU"].operations_per_s["FP32"] < 1e13
+    copies = rates["CPU"].bytes_per_s
+    assert copies is not None
+    assert 1e8 < copies < 1e12
     assert found.pace == "ONNX Runtime, CPU|FP32"
     engine = found.engine("a.onnx")
     assert engine.work is not None
@@ -84,7 +86,7 @@ def test_torch_eager_beside_onnx(engines: tuple[Path, Path]) -> None:
     done = call("bench", "--engine", "torch:lite", "--engine", engines[0], "--batch", "1", *QUICK, "--json")
     assert done.code == 0, done.err
     assert {point["engine"] for point in done.document["points"]} == {"torch:lite", "a.onnx"}
-    assert {rates["runtime"] for rates in done.document["rates"]} == {"torch, CPU", "ONNX Runtime, CPU"}
+    assert {rates["runtime"] for rates in done.document["rates"]} == {"torch, CPU", "ONNX Runtime, CPU", "CPU"}
 
 
 class Linear(torch.nn.Module):
@@ -224,7 +226,8 @@ def test_what_was_measured_until_ctrl_c_is_written(
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    assert f"error: interrupted; what was measured until then is in {output}" in err
+    assert err.splitlines()[-1] == f"error: interrupted; what was measured until then is in {output}"
+    assert err.count("error:") == 1
     assert "latency per batch" in out
     found = read_results(output)
     assert found.interrupted
@@ -261,6 +264,7 @@ def test_accuracy_is_kept_with_the_file_that_it_is_of(exported_lite: Path, tmp_p
     evaluated = {
         "model_sha256": hashlib.sha256(exported_lite.read_bytes()).hexdigest(),
         "image_set": "digits",
+        "image_set_sha256": "0" * 64,
         "images": 200,
         "top1": {"count": 180, "images": 200, "share": 0.9, "meaningful": True},
     }
@@ -271,6 +275,11 @@ def test_accuracy_is_kept_with_the_file_that_it_is_of(exported_lite: Path, tmp_p
     accuracy = read_results(output).engines[0].accuracy
     assert accuracy is not None
     assert (accuracy.image_set, accuracy.images, accuracy.top1) == ("digits", 200, 180)
-    for broken in ({}, {**evaluated, "top1": None}, {**evaluated, "images": 3}, []):
+    for broken in ({}, {**evaluated, "top1": None}, {**evaluated, "images": 3}, {**evaluated, "images": 0}, []):
         path.write_text(json.dumps(broken), encoding="utf-8")
         complaint(call(*arguments), "holds no accuracy", "evaluate --json")
+    path.write_text(json.dumps({**evaluated, "model_sha256": "1" * 64, "file": "other.onnx"}), encoding="utf-8")
+    complaint(call(*arguments), "is of other.onnx, which is none of the engines")
+    evaluated["top1"] = {"count": 180, "meaningful": False}
+    path.write_text(json.dumps(evaluated), encoding="utf-8")
+    complaint(call(*arguments), "is of random weights")
