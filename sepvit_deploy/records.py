@@ -59,7 +59,9 @@ def _typed(name: str, hint: Any, value: Any) -> Any:
         return record(hint, value)  # type: ignore[arg-type]
     if hint is Path and type(value) is str:
         return Path(value)
-    if hint is float and type(value) in (int, float) and math.isfinite(value):
+    if hint is float and type(value) in (int, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{name} is {value}")
         return float(value)
     if type(value) is not hint:
         raise TypeError(f"{name} is {value!r:.60}")

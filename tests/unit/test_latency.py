@@ -158,6 +158,28 @@ def test_infinite_and_absent_numbers_are_none(written: Path) -> None:
         refused(written, "samples_ms holds what is no finite number")
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"seconds": 3.0', '"seconds": NaN'),
+        ('"bytes_per_s": 300000000000.0', '"bytes_per_s": 0'),
+        ('"bytes_per_s": 300000000000.0', '"bytes_per_s": -1'),
+        ('"FP16": 100000000000000.0', '"FP16": Infinity'),
+        ('"batch": 8', '"batch": 1' + "0" * 400),
+        ('"batch": 8', '"batch": 1000000000'),
+        ('"samples_ms": [', '"samples_ms": [1' + "0" * 400 + ", "),
+        ('"samples_ms": [', '"samples_ms": [1e200, '),
+        ('"images": 50000', '"images": 0'),
+        ('"top1": 41000', '"top1": 50001'),
+    ],
+)
+def test_numbers_that_no_run_gives_are_one_line(written: Path, old: str, new: str) -> None:
+    content = written.read_text(encoding="utf-8")
+    assert old in content
+    written.write_text(content.replace(old, new), encoding="utf-8")
+    refused(written, "contradicts itself")
+
+
 def test_one_point_or_one_name_twice() -> None:
     with pytest.raises(ValueError, match="one point twice"):
         results(point(), point())
