@@ -116,7 +116,7 @@ def bench(
             report("loading what the device is measured with")
             gauges = _gauges(entries, engines, stack, notes)
         # On a GPU no pace: what slows a large product there, power and clocks, does not slow small batches as much.
-        pace = next((name for name in gauges if not name.endswith(COPY)), None) if not on_gpu else None
+        pace = next((name for name in gauges if name.endswith("|FP32")), None) if not on_gpu else None
         watcher = stack.enter_context(Watcher(on_gpu=on_gpu))
         notes += [watcher.note] if watcher.note else []
         report("warming up")
@@ -299,7 +299,7 @@ def _summed(pairs: Iterator[tuple[str, int]]) -> dict[str, int]:
 def _gauges(
     entries: Sequence[_Entry], engines: Sequence[Engine], stack: contextlib.ExitStack, notes: list[str]
 ) -> dict[str, Callable[[], float]]:
-    """What measures each runtime at its best, by ``RUNTIME|TYPE``; the first product is the pace.
+    """What measures each runtime at its best, by ``RUNTIME|TYPE``; FP32 is always among a CPU's, as its pace.
 
     A type's product is left out, and a note says why, where its runtime does not take it.
     """
@@ -309,7 +309,7 @@ def _gauges(
     found: dict[str, Callable[[], float]] = {}
     for runtime, (entry, types) in wanted.items():
         on_gpu = isinstance(entry.opened, OpenedPlan) or entry.how.provider != "cpu"
-        for type_ in sorted(types & {"FP32", "FP16", "INT8"}):
+        for type_ in sorted((types | (set() if on_gpu else {"FP32"})) & {"FP32", "FP16", "INT8"}):
             try:
                 runner = stack.enter_context(_product(entry, cast("ProductType", type_), on_gpu=on_gpu))
                 once = cast("Resident", runner).resident([limit.input_of(runner)])
