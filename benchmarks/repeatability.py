@@ -1,10 +1,13 @@
 """How far two runs of one engine agree, whether a slowdown of 5 % is found, and what the harness itself costs.
 
     python benchmarks/repeatability.py [--pairs 20] [--variant lite] [--batch 8] [--threads 1] [--slowdown 0.05]
+                                       [--work repeatability-work]
 
 For each pair three runs are made, each by a process of its own: the engine, the engine again, and the engine with a
 sleep after each run that makes it slower. `compare` judges the second and the third run against the first. It is to
-say "no difference" of the second and "slower" of the third in 19 of 20 pairs at least.
+say "no difference" of the second and "slower" of the third in 19 of 20 pairs at least. The same is asked of runs that
+are further apart: the first of a pair against the second and the third of the next pair. Runs are kept in the folder of
+--work, and those that are there already are not made again.
 
 The harness is held against a plain loop over the same runners, one that does nothing and one that keeps the processor
 busy for a time that it reads off the clock: what the harness says of them over what the loop says.
@@ -17,7 +20,6 @@ import argparse
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ import numpy as np
 from sepvit_deploy import pipeline
 from sepvit_deploy.artifact import tool_versions
 from sepvit_deploy.bench import Subject, bench
-from sepvit_deploy.latency import read_results, write_results
+from sepvit_deploy.latency import Results, read_results, write_results
 from sepvit_deploy.pipeline import Running
 from sepvit_deploy.regression import compare
 from sepvit_deploy.runners.onnxruntime import OnnxRuntimeRunner
@@ -45,6 +47,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--slowdown", type=float, default=0.05)
+    parser.add_argument("--work", type=Path, default=Path("repeatability-work"))
     parser.add_argument("--run", nargs=3, metavar=("ONNX", "SLOWDOWN", "OUTPUT"), help="make one run")
     options = parser.parse_args()
     if options.run:
@@ -59,33 +62,44 @@ def main() -> None:
         "options": {key: getattr(options, key) for key in ("variant", "batch", "threads", "slowdown")},
         "harness": harness(),
         "pairs": [],
+        "apart": [],
     }
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, f"sepvit_{options.variant}.onnx")
+    options.work.mkdir(parents=True, exist_ok=True)
+    path = options.work / f"sepvit_{options.variant}.onnx"
+    if not path.exists():
         pipeline.export(options.variant, path)
-        for k in range(options.pairs):
-            runs = [Path(folder, f"{k}-{name}.json") for name in ("first", "again", "slower")]
-            for output, slowdown in zip(runs, (0.0, 0.0, options.slowdown), strict=True):
+    runs: list[dict[str, Results]] = []
+    for k in range(options.pairs):
+        made = {name: options.work / f"{k}-{name}.json" for name in ("first", "again", "slower")}
+        for name, output in made.items():
+            if not output.exists():
+                slowdown = options.slowdown if name == "slower" else 0.0
                 command = [sys.executable, __file__, "--run", str(path), str(slowdown), str(output)]
                 command += ["--batch", str(options.batch), "--threads", str(options.threads)]
                 subprocess.run(command, check=True)
-            first, again, slower = map(read_results, runs)
-            pair = {}
-            for name, other in (("again", again), ("slower", slower)):
-                (change,) = compare(first, other).latencies
-                raw = other.points[0].p50_ms / first.points[0].p50_ms
-                pair[name] = {
-                    "verdict": change.verdict,
-                    "reason": change.reason,
-                    "ratio": change.ratio,
-                    "interval": [change.low, change.high],
-                    "ratio_of_p50": raw,
-                }
-            document["pairs"].append(pair)
-            print(k, pair, file=sys.stderr, flush=True)
+        runs.append({name: read_results(output) for name, output in made.items()})
+        document["pairs"].append(judged(runs[k]["first"], runs[k]))
+        if k:
+            document["apart"].append(judged(runs[k - 1]["first"], runs[k]))
+        print(k, document["pairs"][-1], file=sys.stderr, flush=True)
     markdown = table(document)
     save("repeatability", document, markdown)
     print(markdown)
+
+
+def judged(first: Results, others: dict[str, Results]) -> dict[str, Any]:
+    """What `compare` says of the same engine, and of the slower one."""
+    found = {}
+    for name in ("again", "slower"):
+        (change,) = compare(first, others[name]).latencies
+        found[name] = {
+            "verdict": change.verdict,
+            "reason": change.reason,
+            "ratio": change.ratio,
+            "interval": [change.low, change.high],
+            "ratio_of_p50": others[name].points[0].p50_ms / first.points[0].p50_ms,
+        }
+    return found
 
 
 def one_run(path: Path, slowdown: float, output: Path, options: argparse.Namespace) -> None:
@@ -152,21 +166,24 @@ def harness() -> list[dict[str, float]]:
 
 def table(document: dict[str, Any]) -> str:
     """The counts and the harness as Markdown."""
-    pairs, options = document["pairs"], document["options"]
+    options = document["options"]
     where = document["conditions"]
     lines = [
         f"ONNX Runtime {document['tools']['onnxruntime']} on {where['device']}, {where['cores']} cores. "
         f"Made by `{document['command']}`: SepViT-{options['variant']}, batch {options['batch']}, "
-        f"{options['threads']} thread(s), {len(pairs)} pairs of runs, each run a process of its own.",
+        f"{options['threads']} thread(s), each run a process of its own.",
         "",
         "| the second run | judged right | verdicts | ratio, least to most | ratio of medians without the pace |",
         "|---|---:|---|---|---|",
     ]
-    for name, label, right in (
-        ("again", "the same engine", "no difference"),
-        ("slower", f"{options['slowdown']:.0%} slower by a sleep", "slower"),
+    slower = f"{options['slowdown']:.0%} slower by a sleep"
+    for pairs, name, label, right in (
+        ("pairs", "again", "the same engine", "no difference"),
+        ("pairs", "slower", slower, "slower"),
+        ("apart", "again", "the same engine, three runs later", "no difference"),
+        ("apart", "slower", f"{slower}, four runs later", "slower"),
     ):
-        rows = [pair[name] for pair in pairs]
+        rows = [pair[name] for pair in document[pairs]]
         verdicts = [row["verdict"] for row in rows]
         counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in sorted(set(verdicts)))
         ratios, raw = [[row[key] for row in rows] for key in ("ratio", "ratio_of_p50")]
