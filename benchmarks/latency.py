@@ -1,6 +1,6 @@
 """Latency of the model that this repository trains, in every form that runs here: results, page and picture.
 
-    python benchmarks/latency.py [--batches 1,2,4,8,16] [--threads 1] [--work latency-work]
+    python benchmarks/latency.py [--batches 1,2,4,8] [--threads 1] [--work latency-work]
 
 SepViT-Lite trained on the digits, in FP32, in INT8 for a CPU and for TensorRT (the rest of it in FP32, so that a CPU
 runs it as a GPU would), and eagerly in torch; its accuracy on the test pictures is kept with each. All engines take
@@ -31,7 +31,7 @@ WIDTH, HEIGHT = 1200, 1480
 def main() -> None:
     """Make the files, time them, and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batches", default="1,2,4,8,16")
+    parser.add_argument("--batches", default="1,2,4,8")
     parser.add_argument("--threads", default="1")
     parser.add_argument("--work", type=Path, default=Path("latency-work"))
     options = parser.parse_args()
