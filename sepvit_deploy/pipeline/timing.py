@@ -20,7 +20,7 @@ from sepvit_deploy.bench import bench as measure
 from sepvit_deploy.building import BUILDER_NAMES, BuildRequest
 from sepvit_deploy.conditions import Watcher, machine
 from sepvit_deploy.engine import engine_from_onnx
-from sepvit_deploy.errors import InputError, OptionError, PlanError, SepvitError
+from sepvit_deploy.errors import GraphError, InputError, OptionError, PlanError, SepvitError
 from sepvit_deploy.images import image_files, load_batch
 from sepvit_deploy.inspection import Inspection
 from sepvit_deploy.latency import Accuracy, Boundary, Engine, Kind, Point, Rates, Results, Work, on_cpu
@@ -283,9 +283,13 @@ def _content(opened: Opened, notes: list[str]) -> tuple[dict[str, int], Work | N
             counts = [network.matmuls, network.convolutions] if network else []
             return _summed((NAMES.get(name, name), n) for found in counts for name, n in found.items()), None
     products = _summed((NAMES.get(product.type, product.type), 1) for product in products_of_graph(file.graph))
-    work = work_of(file.graph)
+    try:
+        work = work_of(file.graph)
+        why = "it has shapes or operators that are not counted"
+    except GraphError as error:  # whether it runs is for its runtime to say
+        work, why = None, str(error)
     if work is None:
-        notes.append(f"the work of {file.path.name} is not known: it has operators of ONNX Runtime's own")
+        notes.append(f"the work of {file.path.name} is not known: {why}")
     return products, work
 
 

@@ -51,7 +51,7 @@ def test_results_keep_every_sample_with_its_conditions(measured: Path) -> None:
         assert len(point.pace_ms) == len(point.stretches) == 12
         assert point.conditions.looks >= 1
         assert point.conditions.load is not None
-    assert found.command.startswith("sepvit-deploy ")
+    assert found.command.startswith("sepvit-deploy")
     assert found.boundary == "compute"
     assert found.machine.versions.keys() >= {"python", "onnxruntime", "numpy"}
     rates = {found.runtime: found for found in found.rates}

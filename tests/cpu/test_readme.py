@@ -13,7 +13,7 @@ from tests.cpu.rtx import SKIP
 from tests.repo.layers import ROOT
 from tests.repo.readme import commands
 
-FEWER = {"benchmarks/digits.py": ["--test", "60"], "bench": ["--samples", "20", "--seconds", "0"]}
+FEWER = {"benchmarks/digits.py": ["--test", "60"], "bench": ["--samples", "8", "--seconds", "0"]}
 """Given to commands that would make or measure more than a test needs; the others are as they stand."""
 
 
