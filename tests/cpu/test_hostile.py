@@ -57,7 +57,7 @@ def commands(file: Path) -> dict[str, list[str | Path]]:
         "predict": ["predict", file, PHOTO],
         "check": ["check", file],
         "against": ["check", file, "--against", file],
-        "bench": ["bench", "--engine", file, "--batch", "1,2", "--seconds", "0"],
+        "bench": ["bench", "--engine", file, "--batch", "1,2", "--seconds", "0", "--samples", "5"],
     }
 
 
