@@ -117,11 +117,12 @@ def _line(names: Sequence[str], x: Spec, y: Spec) -> Spec:
     }
 
 
-def _points(names: Sequence[str], x: Spec, y: Spec, **more: Spec) -> Spec:
+def symbols(names: Sequence[str], x: Spec, y: Spec, *, size: int = SIZE, more: Spec | None = None) -> Spec:
+    """The points of a chart, each engine with its own colour and shape; Tab reaches them."""
     colour = of_engine(names, COLOURS)
     return {
         "name": FOCUS,
-        "mark": {"type": "point", "size": SIZE, "opacity": 1, "strokeWidth": 1.5},
+        "mark": {"type": "point", "size": size, "opacity": 1, "strokeWidth": 1.5},
         "encoding": {
             "x": x,
             "y": y,
@@ -130,7 +131,7 @@ def _points(names: Sequence[str], x: Spec, y: Spec, **more: Spec) -> Spec:
             "shape": of_engine(names, SHAPES),
             "description": {"field": "say"},
         }
-        | more,
+        | (more or {}),
     }
 
 
@@ -198,7 +199,7 @@ def latency(names: Sequence[str], points: tuple[Figures, ...]) -> Spec:
         "mark": {"type": "point", "shape": "stroke", "size": 110, "strokeWidth": 1.5, "opacity": 0.8, "aria": False},
         "encoding": {"x": x, "y": {"field": "p99", "type": "quantitative"}, "color": of_engine(names, COLOURS)},
     }
-    layers = [_line(names, x, y), tail, p99, *_bars(names, x, "low", "high"), _points(names, x, y)]
+    layers = [_line(names, x, y), tail, p99, *_bars(names, x, "low", "high"), symbols(names, x, y)]
     return spec(_values(points), "ms a batch", layers)
 
 
@@ -211,7 +212,7 @@ def throughput(names: Sequence[str], points: tuple[Figures, ...]) -> Spec:
         "scale": {"zero": True, "nice": True},
         "axis": {"title": None, "tickCount": 5, "format": ",~r"},
     }
-    layers = [_line(names, x, y), *_bars(names, x, "slow", "fast"), _points(names, x, y)]
+    layers = [_line(names, x, y), *_bars(names, x, "slow", "fast"), symbols(names, x, y)]
     return spec(_values(points), "images/s", layers)
 
 
@@ -230,7 +231,7 @@ def limit(names: Sequence[str], points: Sequence[Figures]) -> Spec:
         "mark": {"type": "rule", "stroke": "var(--ink-2)", "strokeDash": [4, 4], "aria": False},
         "encoding": {"y": {"field": "all", "type": "quantitative"}},
     }
-    return spec(_values(points), "% of what the device allows", [edge, _line(names, x, y), _points(names, x, y)])
+    return spec(_values(points), "% of what the device allows", [edge, _line(names, x, y), symbols(names, x, y)])
 
 
 def ratios(names: Sequence[str], found: Sequence[Ratio]) -> Spec:
@@ -261,7 +262,7 @@ def ratios(names: Sequence[str], found: Sequence[Ratio]) -> Spec:
         "mark": {"type": "rule", "stroke": "var(--ink-2)", "strokeDash": [4, 4], "aria": False},
         "encoding": {"y": {"field": "level", "type": "quantitative"}},
     }
-    points = _points(names, x, y, **aside)
+    points = symbols(names, x, y, more=aside)
     colour = points["encoding"]["fill"]
     points["encoding"]["fill"] = {"condition": {"test": "datum.resolved", **colour}, "value": "var(--page)"}
     return spec(

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from sepvit_deploy.report import sentences
-from sepvit_deploy.report.charts import COLOURS, FOCUS, SHAPES, Spec, log_axis, of_engine, rounded, spec
+from sepvit_deploy.report.charts import COLOURS, FOCUS, Spec, log_axis, of_engine, rounded, spec, symbols
 from sepvit_deploy.report.rungs import Ladder
 from sepvit_deploy.report.words import number, percent
 from sepvit_deploy.scales import ScaleTable
@@ -86,18 +86,7 @@ def depth(found: Ladder) -> Spec:
         "mark": {"type": "line", "strokeWidth": 2, "aria": False},
         "encoding": {"x": x, "y": y, "color": colour},
     }
-    points = {
-        "name": FOCUS,
-        "mark": {"type": "point", "size": 36, "opacity": 1},
-        "encoding": {
-            "x": x,
-            "y": y,
-            "stroke": colour,
-            "fill": colour,
-            "shape": of_engine(names, SHAPES),
-            "description": {"field": "say"},
-        },
-    }
+    points = symbols(names, x, y, size=36)
     return spec(values, f"signal to noise against {found.reference}, dB", [line, points], height=220)
 
 

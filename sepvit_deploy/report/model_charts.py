@@ -8,7 +8,7 @@ from itertools import accumulate
 from sepvit_deploy.confidence import wilson
 from sepvit_deploy.latency import Accuracy, Engine
 from sepvit_deploy.published import PEERS, Family
-from sepvit_deploy.report.charts import COLOURS, FOCUS, SHAPES, SIZE, Spec, log_axis, of_engine, rounded, spec
+from sepvit_deploy.report.charts import COLOURS, FOCUS, SIZE, Spec, log_axis, of_engine, rounded, spec, symbols
 from sepvit_deploy.report.figures import Figures
 from sepvit_deploy.report.words import interval, ms, percent, top1
 from sepvit_deploy.variants import VARIANTS
@@ -167,18 +167,7 @@ def accuracy(names: Sequence[str], engines: Sequence[tuple[Engine, Accuracy, Fig
         "mark": rule,
         "encoding": {"x": x | {"field": "fast"}, "x2": {"field": "slow"}, "y": y, "color": colour},
     }
-    points = {
-        "name": FOCUS,
-        "mark": {"type": "point", "size": 110, "opacity": 1},
-        "encoding": {
-            "x": x,
-            "y": y,
-            "stroke": colour,
-            "fill": colour,
-            "shape": of_engine(names, SHAPES),
-            "description": {"field": "say"},
-        },
-    }
+    points = symbols(names, x, y, size=110)
     return spec(values, "top-1, % of pictures", [upward, across, points])
 
 
