@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-EXTRAS := torch,cpu,rtx,report,dev
+EXTRAS := torch,cpu,rtx,report,serving,batch,ray,kserve,dev
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help

@@ -8,6 +8,7 @@
     |   |-- PassportError           an artifact whose passport is missing, stale or of another file
     |   |-- PlanError               an engine's plan: damaged, foreign, or of another machine
     |   |-- ImageError              a picture or a folder of pictures
+    |   |-- ServerError             a server that is not there, or answers in another way than its protocol
     |   `-- OutputError             a place that cannot be written
     |-- MissingDependency       2   an optional package is not installed, or does not load
     |-- DeviceError             2   the GPU or its driver fails
@@ -17,6 +18,8 @@
         |-- BuildFailed             the builder fails on a file that it could parse
         |-- ParityFailed            two forms of the model disagree
         |-- HeadroomFailed          a tensor leaves FP16's range
+        |-- RepositoryFailed        a server would refuse a model repository, or die of it
+        |-- LoadFailed              a server under load lost requests, or answered wrongly
         |-- RegressionFailed        a newer measurement is worse than an older one
         `-- AcceptanceFailed        a deployment does not reach what is asked for
 
@@ -77,6 +80,10 @@ class ImageError(InputError):
     """A picture, or a folder of pictures, is unusable."""
 
 
+class ServerError(InputError):
+    """A server is not there, or answers in another way than its protocol."""
+
+
 class OutputError(InputError):
     """A place cannot be written."""
 
@@ -115,6 +122,14 @@ class ParityFailed(CheckFailed):
 
 class HeadroomFailed(CheckFailed):
     """A tensor leaves FP16's range."""
+
+
+class RepositoryFailed(CheckFailed):
+    """A server would refuse a model repository, or die of it."""
+
+
+class LoadFailed(CheckFailed):
+    """A server under load lost requests, or answered wrongly."""
 
 
 class RegressionFailed(CheckFailed):

@@ -6,13 +6,14 @@ Sizes are (height, width) in pixels. B batch, H x W the input's height and width
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import struct
 import warnings
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from sepvit_deploy.errors import ImageError
 
@@ -39,25 +40,44 @@ def load_image(path: str | Path) -> Image.Image:
         ImageError: there is no such file, it is no picture of a known format, it is damaged, floating-point, or larger
             than `MAX_PIXELS`.
     """
+    _check_file(Path(path))
+    try:
+        # By file, not by name: given a name, Pillow maps the file, and scrambles grey TIFFs with an orientation.
+        with Path(path).open("rb") as file:
+            return _decoded(file, str(path), MAX_PIXELS)
+    except OSError as error:
+        raise ImageError(f"{path} cannot be read ({error})", expected="an undamaged, complete picture") from error
+
+
+def decode_image(content: bytes, *, name: str = "the picture", max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """What `load_image` gives, of an encoded picture in memory; ``name`` is what an error calls it.
+
+    Raises:
+        ImageError: it is no picture of a known format, damaged, floating-point, or larger than ``max_pixels``.
+    """
+    if not content:
+        raise ImageError(f"{name} is empty", expected="an encoded picture")
+    return _decoded(io.BytesIO(content), name, max_pixels)
+
+
+def _decoded(file: IO[bytes], name: str, max_pixels: int) -> Image.Image:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    _check_file(Path(path))
     try:
         with warnings.catch_warnings():
             # Pillow warns of damaged metadata, which leaves the pixels whole, and of sizes below MAX_PIXELS.
             warnings.filterwarnings("ignore", module=r"PIL\.")
-            # By file, not by name: given a name, Pillow maps the file, and scrambles grey TIFFs with an orientation.
-            with Path(path).open("rb") as file, Image.open(file, formats=FORMATS) as image:
-                _check_pixels(image.height, image.width, f"{path} has")
-                return _to_rgb(ImageOps.exif_transpose(image), path)
+            with Image.open(file, formats=FORMATS) as image:
+                _check_pixels(image.height, image.width, f"{name} has", max_pixels)
+                return _to_rgb(ImageOps.exif_transpose(image), name)
     except ImageError:
         raise
     except UnidentifiedImageError:
-        raise ImageError(f"{path} is not a picture, or its first bytes are damaged", expected=_FORMATS_TEXT) from None
+        raise ImageError(f"{name} is not a picture, or its first bytes are damaged", expected=_FORMATS_TEXT) from None
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{path} is too large ({error})", expected=_PIXELS_TEXT) from error
+        raise ImageError(f"{name} is too large ({error})", expected=_pixels_text(max_pixels)) from error
     except _DAMAGED as error:
-        raise ImageError(f"{path} cannot be read ({error})", expected="an undamaged, complete picture") from error
+        raise ImageError(f"{name} cannot be read ({error})", expected="an undamaged, complete picture") from error
 
 
 def preprocess(
@@ -148,7 +168,6 @@ def image_set_digest(folder: str | Path, paths: Sequence[Path]) -> str:
 
 
 _FORMATS_TEXT = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
-_PIXELS_TEXT = f"at most {MAX_PIXELS // 1_000_000} megapixels"
 
 
 def _refuse(error: OSError) -> None:
@@ -168,9 +187,13 @@ def _check_file(path: Path) -> None:
         raise ImageError(f"{path} {kind or 'is empty'}", expected="a picture file")
 
 
-def _check_pixels(height: int, width: int, subject: str) -> None:
-    if height * width > MAX_PIXELS:
-        raise ImageError(f"{subject} {height}x{width} pixels", expected=_PIXELS_TEXT)
+def _check_pixels(height: int, width: int, subject: str, most: int = MAX_PIXELS) -> None:
+    if height * width > most:
+        raise ImageError(f"{subject} {height}x{width} pixels", expected=_pixels_text(most))
+
+
+def _pixels_text(most: int) -> str:
+    return f"at most {most / 1e6:.10g} megapixels"
 
 
 def _resized(height: int, width: int, preprocessing: Preprocessing) -> tuple[int, int]:
@@ -182,16 +205,16 @@ def _resized(height: int, width: int, preprocessing: Preprocessing) -> tuple[int
     return (shorter, longer) if height <= width else (longer, shorter)
 
 
-def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     import numpy as np
     from PIL import Image
 
     if image.mode == "F":
-        raise ImageError(f"{path} holds floating-point pixels", expected="8 or 16 bits a channel")
+        raise ImageError(f"{name} holds floating-point pixels", expected="8 or 16 bits a channel")
     if image.mode.startswith("I"):
         # Pillow's own conversion clips at 255; 257 takes 65535 to 255.
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
-            raise ImageError(f"{path} holds values from {values.min()} to {values.max()}", expected="0 to 65535")
+            raise ImageError(f"{name} holds values from {values.min()} to {values.max()}", expected="0 to 65535")
         image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
     return image.convert("RGB")

@@ -10,11 +10,28 @@ import sys
 
 from typer.exceptions import Abort, Exit, TyperException
 
-from sepvit_deploy.cli import building, capacity, commands, deployment, latency, precision, report, show
+from sepvit_deploy.cli import (
+    batch,
+    building,
+    capacity,
+    commands,
+    deployment,
+    latency,
+    load,
+    manifests,
+    precision,
+    report,
+    serve,
+    show,
+    triton,
+)
 from sepvit_deploy.cli.app import app
 from sepvit_deploy.errors import SepvitError
 
-COMMANDS = (commands, precision, building, deployment, latency, capacity, report)
+COMMANDS = (
+    *(commands, precision, building, deployment, latency, capacity, report),
+    *(triton, serve, load, manifests, batch),
+)
 """Modules that add their commands to `app` when they are imported."""
 INTERRUPTED = 130
 """What a shell expects of a command that Ctrl-C ended."""

@@ -236,8 +236,8 @@ def predict(
 ) -> None:
     """Classify pictures."""
     from sepvit_deploy import pipeline
+    from sepvit_deploy.classes import read_labels
     from sepvit_deploy.predict import predict as classify
-    from sepvit_deploy.predict import read_labels
     from sepvit_deploy.spec import Preprocessing
 
     names = read_labels(labels) if labels else None

@@ -16,12 +16,13 @@ PACKAGE = "sepvit_deploy"
 STAGES = "export simplify smooth audit calibrate precision headroom lint engine engine_worker"
 STAGES += " parity evaluate sensitivity predict doctor inspection ladder plan_probe"
 STAGES += " bench limit regression capacity complexity report"
+STAGES += " triton server load manifests batch_predict ray_serve"
 ROWS: tuple[tuple[int, str], ...] = (
     (0, "errors"),
     (0, "optional variants confidence ranges gpu triton_releases records"),
     (0, "published"),
     (1, "spec likeness inspector"),
-    (1, "artifact images labels building"),
+    (1, "artifact images labels building classes contract"),
     (1, "image_sets scales journal accuracy deployment latency"),
     (1, "spec_file"),
     (1, "builders"),

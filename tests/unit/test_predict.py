@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from sepvit_deploy.classes import read_labels
 from sepvit_deploy.errors import ImageError, InputError, OptionError
 from sepvit_deploy.images import load_image, preprocess
-from sepvit_deploy.predict import predict, read_labels
+from sepvit_deploy.predict import predict
 from sepvit_deploy.spec import Preprocessing
 
 PREPROCESSING = Preprocessing((8, 8), None)
@@ -102,7 +103,7 @@ def test_top_below_1(picture: Path, top: int) -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_logits_that_are_not_finite(picture: Path, bad: float) -> None:
-    text = f"m.onnx gave logits for {picture} that are not finite; check the file first"
+    text = f"m.onnx gave for {picture} logits that are not finite; check the file first"
     with pytest.raises(InputError, match=f"^{re.escape(text)}$"):
         predict(Fake([1.0, bad]), PREPROCESSING, [picture])
 

@@ -1,0 +1,1 @@
+"""The command that classifies whole folders into Parquet."""

@@ -1,0 +1,1 @@
+"""The commands that write and judge a model repository of Triton."""

@@ -1,0 +1,49 @@
+"""What a client meets: names of models, tensors and ports, the same in Triton, in the embedded server and in Ray Serve.
+
+A model ``sepvit_t`` takes ``images`` and gives ``logits``. Beside it, ``sepvit_t_classify`` takes encoded pictures and
+gives classes; in Triton that is an ensemble of ``sepvit_t_preprocess``, the model, and ``sepvit_t_rank``.
+B batch, K classes that are given.
+"""
+
+from __future__ import annotations
+
+import re
+
+from sepvit_deploy.errors import OptionError
+
+IMAGE = "image"
+"""BYTES (B, 1): an encoded picture for each item."""
+PIXELS = "pixels"
+"""UINT8 (B, rows, columns, 3): pictures that are decoded already."""
+CLASS, LABEL, SCORE = "class", "label", "score"
+"""INT64, BYTES and FP32, each (B, K), best first."""
+HTTP_PORT, GRPC_PORT, METRICS_PORT = 8000, 8001, 8002
+"""Triton's own, which the embedded server and the manifests keep."""
+_NAME = re.compile("[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", re.ASCII)
+
+
+def classify_name(name: str) -> str:
+    """The model that takes pictures and gives classes."""
+    return f"{name}_classify"
+
+
+def preprocess_name(name: str) -> str:
+    """Triton's model from pictures to ``images``."""
+    return f"{name}_preprocess"
+
+
+def rank_name(name: str) -> str:
+    """Triton's model from ``logits`` to classes."""
+    return f"{name}_rank"
+
+
+def require_name(name: str, option: str = "--name") -> str:
+    """A model's name as it was given; it becomes part of addresses and names of folders.
+
+    Raises:
+        OptionError: it would not do there.
+    """
+    if not _NAME.fullmatch(name):
+        expected = "1 to 100 letters, digits, '_', '-' or '.', not beginning with '.' or '-'"
+        raise OptionError(f"{option} {name!r:.60}", expected=expected)
+    return name
