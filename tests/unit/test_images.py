@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sepvit_deploy.errors import ImageError
-from sepvit_deploy.images import image_files, image_set_digest, load_batch, load_image, preprocess
+from sepvit_deploy.images import decode_image, image_files, image_set_digest, load_batch, load_image, preprocess
 from sepvit_deploy.spec import Preprocessing
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "chelsea.jpg"
@@ -236,9 +236,13 @@ def test_damaged_bytes_give_a_picture_or_an_image_error(
         data[place % len(data)] = value
     path = written(tmp_path_factory.getbasetemp() / "damaged", bytes(data))
     try:
-        assert load_image(path).mode == "RGB"
+        image = load_image(path)
+        assert image.mode == "RGB"
+        assert decode_image(bytes(data)).tobytes() == image.tobytes()
     except ImageError as error:
         assert "\n" not in str(error)
+        with refused(str(error).replace(str(path), "upload", 1)):
+            decode_image(bytes(data), name="upload")
 
 
 def blank_bmp_header(height: int, width: int) -> bytes:
@@ -255,6 +259,15 @@ def test_the_limit_is_100_megapixels_exactly_and_before_decoding(tmp_path: Path)
         load_image(written(path, blank_bmp_header(10_000, 10_001)))
     with refused("cannot be read (image file is truncated"):
         load_image(written(path, blank_bmp_header(10_000, 10_000)))
+
+
+def test_a_picture_in_memory_has_a_limit_of_its_own_before_decoding() -> None:
+    with refused("the upload has 1001x1000 pixels; expected at most 1 megapixels"):
+        decode_image(blank_bmp_header(1001, 1000), name="the upload", max_pixels=1_000_000)
+    with refused("cannot be read (image file is truncated"):
+        decode_image(blank_bmp_header(1000, 1000), max_pixels=1_000_000)
+    with refused("the upload is empty; expected an encoded picture"):
+        decode_image(b"", name="the upload")
 
 
 def test_a_decompression_bomb_is_an_image_error(tmp_path: Path) -> None:
