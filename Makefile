@@ -8,7 +8,7 @@ EXTRAS := torch,cpu,rtx,report,serving,batch,ray,kserve,dev
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo lint test gpu clean
+.PHONY: help venv demo lint triton test gpu clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,7 +44,10 @@ lint: venv ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: venv lint ## lint, then every test that needs no GPU
+triton: venv ## fetch a real Triton server for the tests (55 MB, once, into .triton; NVIDIA's wheel, never committed)
+	$(BIN)/python tests/fetch_triton.py .triton
+
+test: venv lint triton ## lint, fetch Triton, then every test that needs no GPU
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests/unit tests/cpu tests/repo
 
 gpu: $(if $(GPU_PYTHON),,venv) ## the tests and the benchmark that need a GPU; GPU_PYTHON=python3 takes an environment as it is
@@ -55,5 +58,5 @@ gpu: $(if $(GPU_PYTHON),,venv) ## the tests and the benchmark that need a GPU; G
 	exit $$failed
 
 clean: ## remove what these targets and the tools made
-	rm -rf $(VENV) demo dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .triton demo dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
