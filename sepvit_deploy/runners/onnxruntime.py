@@ -72,7 +72,7 @@ class OnnxRuntimeRunner:
         options.log_severity_level = 3
         if threads is not None:
             options.intra_op_num_threads = threads
-        if not fused and _has_signed_activations(model):
+        if not fused and has_signed_activations(model):
             options.add_session_config_entry("session.disable_quant_qdq", "1")
         wanted = PROVIDERS[provider]
         if wanted not in ort.get_available_providers():
@@ -214,7 +214,7 @@ def _settings(provider: Provider, model: onnx.ModelProto) -> dict[str, str]:
     return {}
 
 
-def _has_signed_activations(model: onnx.ModelProto) -> bool:
+def has_signed_activations(model: onnx.ModelProto) -> bool:
     """Is it INT8 as TensorRT takes it? For a CPU, activations are unsigned and weights leave room for the sums."""
     from onnx import TensorProto
 

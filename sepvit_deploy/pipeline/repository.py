@@ -1,0 +1,123 @@
+"""From a model's file and its passport to a place in Triton's model repository."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from sepvit_deploy import artifact, triton
+from sepvit_deploy.classes import read_labels, require_labels
+from sepvit_deploy.contract import require_name
+from sepvit_deploy.errors import GraphError, InputError, OptionError, PassportError, PlanError
+from sepvit_deploy.graph import static_shapes
+from sepvit_deploy.pipeline.models import TORCH, TORCH_COMPILE, OpenedPlan, open_model
+from sepvit_deploy.pipeline.opened import Opened, OpenedOnnx, Warn, open_onnx
+from sepvit_deploy.runners.onnxruntime import has_signed_activations
+from sepvit_deploy.triton import Served, Serving, Written
+
+MAX_LABEL_BYTES = 1 << 26
+
+
+def write_repository(
+    sources: Sequence[str],
+    repository: Path,
+    *,
+    serving: Serving,
+    name: str | None = None,
+    labels: Path | None = None,
+    warn: Warn = lambda text: None,
+) -> Written:
+    """Write plans and ONNX files as models of a repository.
+
+    Args:
+        name: of the model, where there is one.
+        labels: a file with a name for each class.
+        warn: told what will not work as one might expect.
+
+    Raises:
+        InputError: a file or an option is unusable.
+        RepositoryFailed: a server would refuse the result; nothing was changed.
+    """
+    if name is not None:
+        require_name(name)
+        if len(sources) > 1:
+            raise OptionError(f"--name {name} for {len(sources)} models", expected="one model, or no --name")
+    if labels is not None and os.path.isfile(labels) and os.stat(labels).st_size > MAX_LABEL_BYTES:
+        raise InputError(f"{labels} is larger than {MAX_LABEL_BYTES >> 20} MiB", expected="one label a line")
+    texts = tuple(read_labels(labels)) if labels is not None else None
+    served = [_served(source, name, texts, warn) for source in sources]
+    for each in served:
+        if each.kind != "plan" and serving.cuda_graphs:
+            raise OptionError(
+                f"--cuda-graphs with {each.path}", expected="a plan: ONNX Runtime captures none in Triton"
+            )
+        if serving.ensemble and not each.classifies:
+            warn(f"{each.path} gives feature maps and no classes: there is nothing to rank, and so no ensemble")
+    return triton.write(repository, served, serving)
+
+
+def _served(source: str, name: str | None, labels: tuple[str, ...] | None, warn: Warn) -> Served:
+    """What a repository needs to know of a file."""
+    if source.startswith((TORCH, TORCH_COMPILE)):
+        raise OptionError(f"{source} is no file", expected="FILE.onnx or FILE.plan", hint="export it first")
+    opened = open_model(source)
+    passport, spec, preprocessing = opened.require_passport()
+    if labels is not None and spec.task != "classify":
+        raise OptionError(f"--labels with {source}, which gives no classes", expected="a classifier")
+    require_labels(list(labels) if labels is not None else None, spec.num_classes)
+    if opened.untrained:
+        warn(f"{source} has random weights: it serves, and its answers mean nothing")
+    if isinstance(opened, OpenedPlan):
+        facts = opened.plan.facts
+        assert facts is not None  # it has a passport
+        if facts.builder == "rtx":
+            raise PlanError(
+                f"{source} is a plan of TensorRT-RTX, and Triton has no backend for that",
+                expected="a plan of TensorRT, or an ONNX file",
+                hint="type: sepvit-deploy build FILE.onnx --builder tensorrt; or serve FILE.onnx",
+            )
+        graph, shapes, batch, profiles = _behind(opened, warn), facts.network.outputs, facts.batch, facts.profiles
+    else:
+        assert isinstance(opened, OpenedOnnx)
+        graph, profiles = opened, ()
+        known = {key: list(shape) for key, shape in static_shapes(opened.graph).items()}
+        shapes = {key: [-1 if dim is None else dim for dim in known.get(key, [])] for key in opened.output_names}
+        batch = known.get(spec.input_name, [None])[0]
+    unknown = [key for key in spec.output_names if key not in shapes or any(dim < 1 for dim in shapes[key][1:])]
+    if unknown:
+        raise GraphError(f"{source} does not say the shape of {', '.join(unknown)}", hint="export it again")
+    return Served(
+        name=name or triton.name_of(Path(source)),
+        kind="plan" if isinstance(opened, OpenedPlan) else "onnx",
+        path=opened.path,
+        sha256=passport.sha256,
+        onnx=graph.path if graph else None,
+        spec=spec,
+        preprocessing=preprocessing,
+        precision=opened.precision,
+        outputs={key: tuple(shapes[key][1:]) for key in spec.output_names},
+        batch=batch,
+        profiles=profiles,
+        signed_int8=graph is not None and has_signed_activations(graph.graph),
+        labels=labels,
+    )
+
+
+def _behind(opened: Opened, warn: Warn) -> OpenedOnnx | None:
+    """The ONNX file that a plan was built from, where it lies beside it; else no CPU can stand in, and that is told."""
+    assert opened.passport is not None
+    parent = next((parent for parent in opened.passport.parents if parent.role == "onnx"), None)
+    reason = f"the passport of {opened.path} names no ONNX file"
+    if parent is not None and Path(parent.name).name == parent.name:
+        path = opened.path.parent / parent.name
+        reason = f"{path} is not there"
+        if os.path.isfile(path):
+            reason = f"{path} is not what {opened.path.name} was built from"
+            if artifact.sha256(path) == parent.sha256:
+                try:
+                    return open_onnx(path)
+                except (GraphError, PassportError) as error:
+                    reason = str(error)
+    warn(f"no CPU can serve {opened.path}: {reason}, so there is no configs/cpu.pbtxt")
+    return None

@@ -1,0 +1,137 @@
+"""Models into a repository: new ones whole, new versions beside old ones, and nothing that our own linter refuses."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from sepvit_deploy.artifact import sha256
+from sepvit_deploy.errors import OptionError
+from sepvit_deploy.triton import placing
+from sepvit_deploy.triton.contents import Content, Model, models
+from sepvit_deploy.triton.exchange import changed_settings, require_exchangeable
+from sepvit_deploy.triton.linting import lint
+from sepvit_deploy.triton.repository import ModelFolder, read_repository
+from sepvit_deploy.triton.rules import Finding
+from sepvit_deploy.triton.served import Served, Serving
+
+Change = Literal["new model", "new version", "new settings", "unchanged"]
+
+
+@dataclass(frozen=True)
+class Placed:
+    """What became of one model.
+
+    Attributes:
+        settings: of the config that was there, what is another now.
+    """
+
+    model: str
+    version: int
+    change: Change
+    settings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written, and what the linter warns of in it."""
+
+    repository: Path
+    placed: tuple[Placed, ...]
+    warnings: tuple[Finding, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain dictionary that JSON can hold."""
+        return {
+            "repository": str(self.repository),
+            "models": [asdict(each) for each in self.placed],
+            "warnings": [asdict(each) for each in self.warnings],
+        }
+
+
+def write(repository: Path, served: Sequence[Served], serving: Serving) -> Written:
+    """Write models, each with what belongs to it.
+
+    A file that is the newest version already becomes no other one. A version is never overwritten.
+
+    Raises:
+        OptionError: two models have one name, or the version is there already.
+        InputError: what is there under a name is another kind of model.
+        RepositoryFailed: a server would refuse the result; nothing was changed.
+        OutputError: the repository cannot be written.
+    """
+    asked = [(each.name, model) for each in served for model in models(each, serving)]
+    counts = Counter(model.name for _, model in asked)
+    if clashing := [name for name, count in counts.items() if count > 1]:
+        raise OptionError(f"two models would be called {clashing[0]}", hint="write one of them with another --name")
+    with placing.staging(repository) as stage:
+        old = read_repository(repository)
+        itself_first = sorted(asked, key=lambda pair: pair[0] != pair[1].name)
+        for _, model in itself_first:
+            if model.name in old.models:
+                require_exchangeable(model, old.models[model.name])
+        placed = [
+            _stage(stage, model, old.models.get(model.name), serving.version if main == model.name else None)
+            for main, model in asked
+        ]
+        found = lint(old.with_models(read_repository(stage)))
+        own = [finding for finding in found.findings if finding.model in counts]
+        replace(found, repository=repository, findings=tuple(own)).require_passed()
+        for each in placed:  # in the order in which one uses another
+            _move(stage / each.model, repository / each.model, each)
+    return Written(repository, tuple(placed), tuple(own))
+
+
+def _stage(stage: Path, model: Model, old: ModelFolder | None, asked: int | None) -> Placed:
+    """Write what is new of a model into the stage."""
+    if old is None:
+        placed = Placed(model.name, asked or 1, "new model")
+    else:
+        newest = max(old.versions, default=0)
+        version = asked or newest + 1
+        if version in old.versions:
+            expected = f"{newest + 1} or more: a version that may be in use is never overwritten"
+            raise OptionError(f"--version {version} of {model.name} is there already", expected=expected)
+        changed = changed_settings(model, old)
+        placed = Placed(model.name, version, "new version", changed)
+        if asked is None and newest and _holds(old.versions[newest].path, model.version):
+            change: Change = "unchanged" if _holds(old.path, model.shared) else "new settings"
+            placed = Placed(model.name, newest, change, changed)
+    placing.write(stage / model.name, model.shared)
+    if placed.change in ("new model", "new version"):
+        placing.write(stage / model.name / str(placed.version), model.version)
+    return placed
+
+
+def _move(staged: Path, target: Path, placed: Placed) -> None:
+    """Let a server see it. A version comes before its settings: it serves under the old ones just as well."""
+    if placed.change == "new model":
+        placing.place(staged, target)
+        return
+    version = str(placed.version)
+    if placed.change == "new version":
+        placing.place(staged / version, target / version)
+    if placed.change != "unchanged":
+        for parent, _, files in os.walk(staged):
+            for name in files:
+                place = Path(parent, name)
+                placing.update(place, target / place.relative_to(staged))
+
+
+def _holds(folder: Path, files: dict[str, Content]) -> bool:
+    """True where a folder holds these very files."""
+    for place, content in files.items():
+        path = folder / place
+        if not os.path.isfile(path):
+            return False
+        size = len(content) if isinstance(content, bytes) else os.stat(content).st_size
+        if os.stat(path).st_size != size:
+            return False
+        same = path.read_bytes() == content if isinstance(content, bytes) else sha256(path) == sha256(content)
+        if not same:
+            return False
+    return True

@@ -1,0 +1,119 @@
+"""Fetch a real Triton server for the tests, as NVIDIA's wheel carries it: ``python tests/fetch_triton.py FOLDER``.
+
+The wheel ``nvidia-pytriton`` holds tritonserver with its Python backend, and no CUDA is needed. It is unpacked, never
+installed, for it wants an older numpy than this package. Beside it goes the environment that the server's Python models
+run in. What is there already is kept, so a second call takes no time. Where a server cannot be, FOLDER/unavailable.txt
+says why, and the tests that need one are skipped with that reason.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import venv
+import zipfile
+from pathlib import Path
+
+WHEEL = "nvidia-pytriton==0.7.0"
+# numpy 2 in this server's Python backend gives empty outputs with status OK, and inputs that are not what was sent.
+# Pillow is that of constraints.txt, as in the tests, which compare pixels.
+CONSTRAINTS = (Path(__file__).parents[1] / "constraints.txt").read_text(encoding="utf-8")
+PILLOW = next(line for line in CONSTRAINTS.splitlines() if line.lower().startswith("pillow=="))
+PACKAGES = ("numpy==1.26.4", "onnxruntime==1.22.1", PILLOW)
+UNAVAILABLE = "unavailable.txt"
+MARK = "fetched.json"
+WHAT = {"wheel": WHEEL, "packages": list(PACKAGES), "python": platform.python_version(), "base": sys.base_prefix}
+MINUTES = 10
+
+
+class Unavailable(Exception):
+    """Why there can be no server here."""
+
+
+def fetch(folder: Path) -> None:
+    """Make ``folder`` hold a server that runs here.
+
+    Raises:
+        Unavailable: there can be none.
+    """
+    library = require_platform()
+    mark = folder / MARK
+    if mark.is_file() and json.loads(mark.read_text(encoding="utf-8")) == WHAT:
+        return
+    mark.unlink(missing_ok=True)
+    unpack_server(folder)
+    make_environment(folder / "python")
+    (folder / "libpython").write_text(str(library), encoding="utf-8")
+    mark.write_text(json.dumps(WHAT), encoding="utf-8")
+
+
+def require_platform() -> Path:
+    """The folder of this Python's shared library, which the server's Python backend loads."""
+    here = f"{platform.system()} on {platform.machine()}"
+    if here != "Linux on x86_64":
+        raise Unavailable(f"the wheel {WHEEL} is for Linux on x86_64, and this is {here}")
+    if sys.version_info[:2] not in ((3, 11), (3, 12)):
+        raise Unavailable(f"this is Python {platform.python_version()}, and the package is for 3.11 and 3.12")
+    name = sysconfig.get_config_var("INSTSONAME") or ""
+    folders = (sysconfig.get_config_var("LIBDIR"), sysconfig.get_config_var("LIBPL"), f"{sys.base_prefix}/lib")
+    for folder in folders:
+        if folder and ".so" in name and Path(folder, name).is_file():
+            return Path(folder)
+    raise Unavailable(f"{sys.base_prefix} has no libpython as a shared library, which the Python backend loads")
+
+
+def unpack_server(folder: Path) -> None:
+    """The server's files, with the stub of this Python's version where the backend looks for one."""
+    target = folder / "wheel"
+    shutil.rmtree(target, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        pip(sys.executable, "download", "--no-deps", "--only-binary", ":all:", "--dest", temporary, WHEEL)
+        (wheel,) = Path(temporary).glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(target)
+    server = target / "pytriton" / "tritonserver"
+    stub = server / "python_backend_stubs" / f"3.{sys.version_info[1]}" / "triton_python_backend_stub"
+    shutil.copy(stub, server / "backends" / "python")
+    for program in (server / "bin" / "tritonserver", server / "backends" / "python" / stub.name):
+        program.chmod(0o755)  # a zip archive unpacked by Python has no run bits
+
+
+def make_environment(folder: Path) -> None:
+    """The environment of the server's Python models."""
+    shutil.rmtree(folder, ignore_errors=True)
+    venv.create(folder, with_pip=False, symlinks=True)
+    pip(sys.executable, "--python", str(folder / "bin" / "python"), "install", *PACKAGES)
+
+
+def pip(python: str, *arguments: str) -> None:
+    command = [python, "-m", "pip", "--quiet", "--disable-pip-version-check", "--retries", "1", "--timeout", "20"]
+    try:
+        done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=60 * MINUTES, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise Unavailable(f"pip had not ended after {MINUTES} minutes: {' '.join(arguments)}") from error
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+        raise Unavailable(f"pip cannot fetch {arguments[-1]}: {lines[-1]}")
+
+
+def main() -> None:
+    if len(sys.argv) != 2:
+        sys.exit("usage: python tests/fetch_triton.py FOLDER")
+    folder = Path(sys.argv[1])
+    reason = folder / UNAVAILABLE
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        fetch(folder)
+        reason.unlink(missing_ok=True)
+    except (Unavailable, OSError) as error:
+        print(f"no Triton server for the tests: {error}")
+        reason.write_text(f"{error}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
