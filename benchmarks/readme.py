@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from console import Console
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -21,6 +22,7 @@ SECTIONS = {
     "precision": "## FP16 and INT8",
     "engines": "## TensorRT engines",
     "latency": "## Latency",
+    "serving": "## Serving",
 }
 TABLES = {
     "benchmark": "export.md",
@@ -28,9 +30,11 @@ TABLES = {
     "builds": "build.md",
     "repeatability": "repeatability.md",
     "peers": "peers.md",
+    "bars": "serving.md",
+    "batch": "batch.md",
 }
 SHORTENED = (
-    "python",
+    "python benchmarks",
     "sepvit-deploy calibrate",
     "sepvit-deploy export --variant lite",
     "sepvit-deploy quantize sepvit_t",
@@ -51,13 +55,13 @@ def main() -> None:
     results = Path(sys.argv[1])
     text = README.read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("benchmarks", "models"):
+        for name in ("benchmarks", "examples", "models"):
             Path(folder, name).symlink_to(ROOT / name)
         shutil.copytree(ROOT / "calib", Path(folder, "calib"))  # its folder of pictures is beside it
         for name, title in SECTIONS.items():
             section = text[text.index(title) :]
             section = section[: section.index(f"<!-- {name}: begin -->")]
-            shown = printed(re.findall(r"^\$ (.*)$", section, re.MULTILINE), folder)
+            shown = printed(re.findall(r"^\$ (.*)$", section, re.MULTILINE), Path(folder))
             text = filled(text, name, "```text\n" + shown + "```\n")
     for name, table in TABLES.items():
         lines = (results / table).read_text(encoding="utf-8").partition(CUT_AT)[0].rstrip().splitlines(keepends=True)
@@ -65,17 +69,16 @@ def main() -> None:
     README.write_text(text, encoding="utf-8")
 
 
-def printed(commands: list[str], folder: str) -> str:
-    """The stdout of commands, run one after the other in a folder."""
+def printed(commands: list[str], folder: Path) -> str:
+    """The stdout of commands, typed one after the other in a folder."""
     shown = []
-    for command in commands:
-        words = [sys.executable if word == "python" else word for word in command.split()]
-        done = subprocess.run(words, cwd=folder, stdout=subprocess.PIPE, text=True, check=False)
-        if done.returncode != CODES.get(words[1], 0):
-            sys.exit(f"{command} ended with {done.returncode}")
-        if not command.startswith(SHORTENED):
-            lines = [line.rstrip() for line in done.stdout.splitlines()]
-            shown.append("\n".join([f"$ {command}", *lines]))
+    with Console(folder) as console:
+        for command in commands:
+            code, out, said = console.type(command)
+            if code != CODES.get([*command.split(), ""][1], 0):
+                sys.exit(f"{command} ended with {code}: {said}")
+            if not command.startswith(SHORTENED):
+                shown.append("\n".join([f"$ {command}", *(line.rstrip() for line in out.splitlines())]))
     return "\n\n".join(shown) + "\n"
 
 
