@@ -1,0 +1,140 @@
+"""A model in a thread of its own: opened, run and closed there, because a CUDA context belongs to a thread.
+
+B batch, H x W the input's height and width.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from sepvit_deploy.errors import InputError
+from sepvit_deploy.runners.batches import InBatches, Profiled
+
+if TYPE_CHECKING:
+    from sepvit_deploy.runners.base import Array, Runner
+    from sepvit_deploy.spec import ModelSpec, Preprocessing
+
+T = TypeVar("T")
+RATE_WEIGHT = 0.2
+"""Of the newest batch, in the mean time of an image."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that is ready to run, and what is known of it.
+
+    Attributes:
+        output_shapes: by name, without the batch.
+        sha256: of the file.
+        platform: what it is, in Triton's words: ``onnxruntime_onnx``, ``tensorrt_plan``.
+        untrained: random weights, whose answers mean nothing.
+    """
+
+    runner: Runner
+    spec: ModelSpec
+    preprocessing: Preprocessing
+    sha256: str
+    platform: str
+    untrained: bool = False
+
+
+Source = Callable[[], AbstractContextManager[Model]]
+"""Opens the model; the context is entered and left in the thread that runs it."""
+
+
+@dataclass(frozen=True)
+class Computed:
+    """A batch that was run: outputs by name, and seconds of `time.perf_counter`."""
+
+    outputs: dict[str, Array]
+    started: float
+    ended: float
+
+
+class Lane:
+    """One model and its thread.
+
+    Attributes:
+        version: counts the models of one server, from 1.
+        image_s: seconds that an image takes, as of the last batches.
+        failures: runs that failed since one did not.
+    """
+
+    model: Model
+    outputs: dict[str, tuple[int, ...]]
+
+    def __init__(self, source: Source, version: int) -> None:
+        self.version = version
+        self.image_s = 0.0
+        self.failures = 0
+        self._source = source
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="inference")
+        self._stack = contextlib.ExitStack()
+
+    async def open(self, max_batch: int) -> None:
+        """Open the model and warm it up, with one image and with ``max_batch``.
+
+        Raises:
+            SepvitError: it does not open, does not run, or gives no finite numbers.
+        """
+        try:
+            await self._in_thread(lambda: self._open(max_batch))
+        except BaseException:
+            await self.close()
+            raise
+
+    async def run(self, parts: Sequence[Array]) -> Computed:
+        """Run images (B, 3, H, W) as one batch, the parts in their order.
+
+        Raises:
+            SepvitError: the model fails.
+        """
+        computed = await self._in_thread(lambda: self._compute(parts))
+        took = (computed.ended - computed.started) / sum(map(len, parts))
+        self.image_s += RATE_WEIGHT * (took - self.image_s)
+        return computed
+
+    async def close(self) -> None:
+        """Give back what the model holds, in its thread."""
+        await self._in_thread(self._stack.close)
+        self._pool.shutdown(wait=False)
+
+    def _open(self, max_batch: int) -> None:
+        import numpy as np
+
+        self.model = self._stack.enter_context(self._source())
+        self._runner = InBatches(self.model.runner)
+        self.max_batch = min(max_batch, largest_batch(self.model.runner) or max_batch)
+        size = (3, *self.model.spec.size)
+        for batch in sorted({1, self.max_batch}):
+            for _ in range(2):  # the first run of a shape allocates
+                computed = self._compute([np.zeros((batch, *size), np.float32)])
+        self.outputs = {name: values.shape[1:] for name, values in computed.outputs.items()}
+        if any(not np.isfinite(values).all() for values in computed.outputs.values()):
+            raise InputError(f"{self.model.runner.name} gives numbers that are not finite", hint="check the file first")
+        self.image_s = (computed.ended - computed.started) / self.max_batch
+
+    def _compute(self, parts: Sequence[Array]) -> Computed:
+        import numpy as np
+
+        images = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        started = time.perf_counter()
+        outputs = self._runner.run(images)
+        return Computed(outputs, started, time.perf_counter())
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+
+def largest_batch(runner: Runner) -> int | None:
+    """The most images that a model takes at once; None where any number goes."""
+    if isinstance(runner, Profiled):
+        return max(profile.maximum for profile in runner.profiles)
+    return runner.input_shape[0]

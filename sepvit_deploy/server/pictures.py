@@ -1,0 +1,153 @@
+"""Encoded pictures to inputs, and logits to answers. B batch, C classes, K classes that are given."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sepvit_deploy.classes import ranked
+from sepvit_deploy.contract import CLASS, LABEL, SCORE
+from sepvit_deploy.errors import ImageError, InputError
+from sepvit_deploy.images import decode_image, preprocess
+from sepvit_deploy.server.refusal import Refusal, malformed, unavailable
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+    from sepvit_deploy.runners.base import Array
+    from sepvit_deploy.server.values import Values
+    from sepvit_deploy.spec import Preprocessing
+
+T = TypeVar("T")
+MULTIPART = "multipart/form-data"
+MAX_PARTS = 8
+"""Files and fields of a form; more are refused while they are read."""
+
+
+class Workers:
+    """A few threads for what would hold up the event loop: decoding, resizing, parsing."""
+
+    def __init__(self, threads: int) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="picture")
+
+    async def do(self, work: Callable[[], T]) -> T:
+        """Run it in one of the threads.
+
+        Raises:
+            Refusal: 503, there is no memory for it.
+        """
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        except MemoryError:
+            raise unavailable("there is no memory for this now") from None
+
+    def close(self) -> None:
+        """Let the threads go."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def pixels(content: bytes, preprocessing: Preprocessing, *, max_pixels: int, name: str = "the picture") -> Array:
+    """A picture as one input (1, 3, H, W).
+
+    Raises:
+        Refusal: 400 no picture, or one that is damaged; 413 beyond ``max_pixels``, which is known before it is decoded.
+    """
+    try:
+        image = decode_image(content, name=name, max_pixels=max_pixels)
+        _require_resized(image.height, image.width, preprocessing, max_pixels, name)
+        return preprocess(image, preprocessing, name=name)[None]
+    except ImageError as error:
+        raise Refusal(413 if "megapixels" in (error.expected or "") else 400, str(error)) from None
+
+
+def _require_resized(height: int, width: int, preprocessing: Preprocessing, most: int, name: str) -> None:
+    """Refuse a sliver of a picture that would only be large once its shorter side is what the model asks for."""
+    shorter = preprocessing.resize_shorter or 0
+    if shorter * shorter * max(height, width) > most * min(height, width):
+        raise Refusal(413, f"{name} has {height}x{width} pixels, and resized more than {most / 1e6:.10g} megapixels")
+
+
+def batch(contents: Sequence[bytes], preprocessing: Preprocessing, *, max_pixels: int) -> Array:
+    """Pictures as one input (B, 3, H, W).
+
+    Raises:
+        Refusal: as `pixels`, naming the first picture that is unusable.
+    """
+    import numpy as np
+
+    named = [(content, f"picture {k} of {len(contents)}") for k, content in enumerate(contents, 1)]
+    return np.concatenate([pixels(content, preprocessing, max_pixels=max_pixels, name=name) for content, name in named])
+
+
+def rank(logits: Array, top: int) -> tuple[Any, Any]:
+    """Classes (B, K) and scores (B, K), best first.
+
+    Raises:
+        Refusal: 400, the numbers that were sent take the model's beyond what is finite.
+    """
+    try:
+        return ranked(logits, top)
+    except InputError:
+        raise malformed("the model gives no finite numbers for this input") from None
+
+
+def tensors(logits: Array, top: int, labels: list[str] | None) -> dict[str, Values]:
+    """The outputs of the classify model; without labels, a class's number is its label."""
+    import numpy as np
+
+    classes, scores = rank(logits, top)
+    names = [str(k) if labels is None else labels[k] for k in classes.ravel().tolist()]
+    return {CLASS: classes, LABEL: [name.encode() for name in names], SCORE: scores.astype(np.float32)}
+
+
+def rows(logits: Array, top: int, labels: list[str] | None) -> list[dict[str, Any]]:
+    """The classes of one picture, logits (1, C)."""
+    classes, scores = rank(logits, top)
+    pairs = zip(classes[0].tolist(), scores[0].tolist(), strict=True)
+    return [{"class": k, "label": None if labels is None else labels[k], "score": score} for k, score in pairs]
+
+
+async def uploaded(body: bytes, request: Request) -> bytes:
+    """The picture in a body: all of it, or the one file of a form.
+
+    Raises:
+        Refusal: 415 another type; 400 a form without exactly one file.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == MULTIPART:
+        return await _from_form(body, request)
+    # curl --data-binary says application/x-www-form-urlencoded where it is not told otherwise
+    plain = ("", "application/octet-stream", "application/x-www-form-urlencoded")
+    if kind not in plain and not kind.startswith("image/"):
+        raise Refusal(415, f"Content-Type {kind!r:.60} is not taken, expected a picture's, or {MULTIPART}")
+    if not body:
+        raise malformed("the body is empty, expected an encoded picture")
+    return body
+
+
+async def _from_form(body: bytes, request: Request) -> bytes:
+    from starlette.datastructures import UploadFile
+    from starlette.formparsers import MultiPartException, MultiPartParser
+
+    async def whole() -> Any:
+        yield body
+        yield b""
+
+    parser = MultiPartParser(request.headers, whole(), max_files=MAX_PARTS, max_fields=MAX_PARTS)
+    parser.spool_max_size = max(1, len(body))  # the body is in memory already: never on a disk
+    try:
+        form = await parser.parse()
+    except (MultiPartException, ValueError, LookupError) as error:
+        raise malformed(f"the form cannot be read ({error!s:.200})") from None
+    try:
+        files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
+        if len(files) != 1:
+            raise malformed(f"the form has {len(files)} files, expected one picture")
+        content = await files[0].read()
+    finally:
+        await form.close()
+    if not content:
+        raise malformed("the form's file is empty, expected an encoded picture")
+    return content

@@ -1,0 +1,218 @@
+"""Open Inference Protocol v2: an inference request's bytes to arrays, and arrays to an answer's bytes.
+
+Pure: no connection, no model. Binary tensor data follows the JSON, whose length a header gives. Nothing is taken that
+names memory or files. B batch.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from sepvit_deploy.server.refusal import Refusal, malformed
+from sepvit_deploy.server.values import Tensor, Values, as_block, from_binary, from_json, shown
+
+MAX_ID = 1024
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a served model takes and gives; it takes one input."""
+
+    model: str
+    input: Tensor
+    outputs: tuple[Tensor, ...]
+    max_batch: int
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """An output that a request asks for."""
+
+    name: str
+    binary: bool
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request that fits its model."""
+
+    id: str | None
+    shape: tuple[int, ...]
+    values: Values = field(repr=False)
+    outputs: tuple[Wanted, ...]
+    timeout_us: int | None = None
+
+
+def parse(body: bytes, header_length: int | None, signature: Signature) -> Request:
+    """An inference request.
+
+    Args:
+        header_length: Inference-Header-Content-Length, the bytes of JSON; None where all of it is JSON.
+
+    Raises:
+        Refusal: 400, and what is wrong with it.
+    """
+    if header_length is not None and header_length > len(body):
+        raise malformed(f"Inference-Header-Content-Length is {header_length}, and the body has {len(body)} bytes")
+    length = len(body) if header_length is None else header_length
+    document = _object(_json(body[:length]), "the request")
+    rest = memoryview(body)[length:]
+    parameters = _parameters(document, "the request")
+    binary = parameters.get("binary_data_output", False)
+    if not isinstance(binary, bool):
+        raise malformed(f"binary_data_output is {shown(binary)}, expected true or false")
+    shape, values = _input(document, rest, signature)
+    return Request(_id(document), shape, values, _outputs(document, signature, binary), _timeout(parameters))
+
+
+def answer(
+    model: str, version: str, request: Request, tensors: dict[str, Values], signature: Signature
+) -> tuple[bytes, int | None]:
+    """The body of an answer, and the length of its JSON where binary data follows."""
+    entries: list[dict[str, Any]] = []
+    blocks: list[bytes] = []
+    declared = {tensor.name: tensor for tensor in signature.outputs}
+    for wanted in request.outputs:
+        values, tensor = tensors[wanted.name], declared[wanted.name]
+        batch = request.shape[0]
+        shape = list(values.shape) if not isinstance(values, list) else [batch, len(values) // batch]
+        entry: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": shape}
+        if wanted.binary:
+            blocks.append(as_block(values, tensor.datatype))
+            entry["parameters"] = {"binary_data_size": len(blocks[-1])}
+        elif isinstance(values, list):
+            entry["data"] = [value.decode("utf-8", "replace") for value in values]
+        else:
+            entry["data"] = values.ravel().tolist()
+        entries.append(entry)
+    document: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": entries}
+    if request.id is not None:
+        document["id"] = request.id
+    head = dumps(document)
+    return b"".join([head, *blocks]), len(head) if blocks else None
+
+
+def dumps(document: object) -> bytes:
+    """Compact JSON, without the NaN that is none."""
+    return json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _json(text: bytes) -> object:
+    try:
+        return json.loads(text.decode("utf-8"), parse_constant=_no_number)
+    except RecursionError:
+        raise malformed("the JSON is nested too deeply") from None
+    except ValueError as error:  # of the text, of a number's digits, of the encoding
+        raise malformed(f"the request is no JSON ({error!s:.200})") from None
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no JSON number")
+
+
+def _id(document: dict[str, Any]) -> str | None:
+    found = document.get("id")
+    if found is not None and (not isinstance(found, str) or len(found) > MAX_ID):
+        raise malformed(f"id is {shown(found)}, expected a string of at most {MAX_ID} characters")
+    return found or None
+
+
+def _timeout(parameters: dict[str, Any]) -> int | None:
+    found = parameters.get("timeout")
+    if found is not None and (type(found) is not int or found < 0):
+        raise malformed(f"timeout is {shown(found)}, expected microseconds as an integer")
+    return found or None  # 0 is Triton's word for the default
+
+
+def _input(document: dict[str, Any], rest: memoryview, signature: Signature) -> tuple[tuple[int, ...], Values]:
+    wanted = signature.input
+    entries = document.get("inputs")
+    if not isinstance(entries, list) or not entries:
+        raise malformed(f"the request has no inputs, expected {wanted.name} for {signature.model}")
+    if len(entries) != 1:
+        raise malformed(f"the request has {len(entries)} inputs, expected {wanted.name} alone")
+    entry = _object(entries[0], "an input")
+    if entry.get("name") != wanted.name:
+        raise malformed(f"the input is {shown(entry.get('name'))}, expected {wanted.name!r} for {signature.model}")
+    if entry.get("datatype") != wanted.datatype:
+        raise malformed(f"{wanted.name} has datatype {shown(entry.get('datatype'))}, expected {wanted.datatype}")
+    shape = _shape(entry.get("shape"), signature)
+    size = _parameters(entry, wanted.name).get("binary_data_size")
+    if size is None:
+        if rest.nbytes:
+            raise malformed(f"{rest.nbytes} bytes follow the JSON, and no binary_data_size speaks of them")
+        return shape, from_json(entry.get("data"), shape, wanted)
+    if "data" in entry:
+        raise malformed(f"{wanted.name} has both data and binary_data_size")
+    if type(size) is not int or size != rest.nbytes:
+        raise malformed(f"binary_data_size is {shown(size)}, and {rest.nbytes} bytes follow the JSON")
+    return shape, from_binary(rest, shape, wanted)
+
+
+def _shape(found: object, signature: Signature) -> tuple[int, ...]:
+    wanted = signature.input
+    expected = "[" + ",".join("B" if dim is None else str(dim) for dim in wanted.shape) + "]"
+    if (
+        not isinstance(found, list)
+        or len(found) != len(wanted.shape)
+        or any(type(dim) is not int for dim in found)
+        or any(want is not None and want != have for want, have in zip(wanted.shape, found, strict=True))
+        or found[0] < 1
+    ):
+        raise malformed(f"{wanted.name} has shape {shown(found)}, expected {expected}")
+    if found[0] > signature.max_batch:
+        raise malformed(f"a batch of {shown(found[0])}, and {signature.model} takes at most {signature.max_batch}")
+    return tuple(found)
+
+
+def _outputs(document: dict[str, Any], signature: Signature, binary: bool) -> tuple[Wanted, ...]:
+    entries = document.get("outputs", [])
+    names = [tensor.name for tensor in signature.outputs]
+    if not isinstance(entries, list):
+        raise malformed(f"outputs is {shown(entries)}, expected a list")
+    if not entries:
+        return tuple(Wanted(name, binary) for name in names)
+    found: list[Wanted] = []
+    for entry in entries:
+        name = _object(entry, "an output").get("name")
+        if name not in names:
+            raise malformed(f"the output {shown(name)} is none of {signature.model}, expected {', '.join(names)}")
+        if name in [wanted.name for wanted in found]:
+            raise malformed(f"the output {name} is asked for twice")
+        parameters = _parameters(entry, name)
+        if "classification" in parameters:
+            raise malformed(f"classification of {name} is not offered; ask {signature.model}_classify for classes")
+        as_binary = parameters.get("binary_data", binary)
+        if not isinstance(as_binary, bool):
+            raise malformed(f"binary_data is {shown(as_binary)}, expected true or false")
+        found.append(Wanted(name, as_binary))
+    return tuple(found)
+
+
+def _parameters(document: dict[str, Any], where: str) -> dict[str, Any]:
+    """Unknown ones mean nothing, as the protocol has it; those of shared memory are refused."""
+    found = _object(document.get("parameters", {}), f"parameters of {where}")
+    if shared := [key for key in found if key.startswith("shared_memory")]:
+        raise malformed(f"{shared[0]}: memory that is named is not read here; send the data")
+    return found
+
+
+def _object(found: object, what: str) -> dict[str, Any]:
+    if not isinstance(found, dict):
+        raise malformed(f"{what} is {shown(found)}, expected a JSON object")
+    return found
+
+
+def header_length(text: str | None) -> int | None:
+    """Inference-Header-Content-Length as it was sent.
+
+    Raises:
+        Refusal: 400, it is no length.
+    """
+    if text is None:
+        return None
+    if not text.isascii() or not text.isdigit() or len(text) > 12:
+        raise Refusal(400, f"Inference-Header-Content-Length is {shown(text)}, expected a number of bytes")
+    return int(text)

@@ -1,0 +1,226 @@
+"""From a request to its answer: read, decode, wait, compute, rank. B batch, C classes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from sepvit_deploy.classes import TOP
+from sepvit_deploy.contract import classify_name
+from sepvit_deploy.errors import SepvitError
+from sepvit_deploy.server import catalogue, pictures, protocol
+from sepvit_deploy.server.batcher import Batcher, Result
+from sepvit_deploy.server.bodies import Bodies
+from sepvit_deploy.server.lane import Lane
+from sepvit_deploy.server.metrics import Counts, Metrics
+from sepvit_deploy.server.protocol import Signature
+from sepvit_deploy.server.refusal import Refusal, malformed
+from sepvit_deploy.server.settings import Settings
+from sepvit_deploy.server.values import Values
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+    from sepvit_deploy.runners.base import Array
+
+DEADLINE = "x-deadline-ms"
+MOST_TOP = 1000
+FAILURES = 3
+"""Runs that fail one after the other until the server calls itself dead: a GPU that failed once often stays so."""
+
+
+@dataclass
+class Service:
+    """One served model and everything that its requests share.
+
+    Attributes:
+        labels: names of the classes.
+        ending: no new work is wanted; what comes is still answered.
+    """
+
+    settings: Settings
+    labels: list[str] | None
+    lane: Lane
+    workers: pictures.Workers
+    log: Callable[[str], None]
+    ending: bool = False
+    batcher: Batcher = field(init=False)
+    bodies: Bodies = field(init=False)
+    metrics: Metrics = field(init=False)
+    signatures: dict[str, Signature] = field(init=False)
+
+    def __post_init__(self) -> None:
+        settings = self.settings
+        self.signatures = catalogue.signatures(settings.name, self.lane)
+        self.metrics = Metrics(
+            tuple(self.signatures),
+            self.lane.max_batch,
+            waiting=lambda: self.batcher.waiting,
+            version=lambda: self.lane.version,
+            sha256=lambda: self.lane.model.sha256,
+        )
+        self.batcher = Batcher(
+            self.lane,
+            delay_s=settings.queue_delay_ms / 1000,
+            max_queue=settings.max_queue,
+            batched=self._batched,
+            failed=self._failed,
+        )
+        self.bodies = Bodies(settings.max_body, int(settings.held_mb * 1e6), settings.body_s)
+
+    @property
+    def alive(self) -> bool:
+        """False where the model fails again and again."""
+        return self.lane.failures < FAILURES
+
+    @property
+    def ready(self) -> bool:
+        """Whether new work should be sent here."""
+        return self.alive and not self.ending
+
+    @property
+    def max_pixels(self) -> int:
+        """Of a picture."""
+        return int(self.settings.max_megapixels * 1e6)
+
+    def replace(self, lane: Lane) -> Lane:
+        """Serve another model from the next batch on; gives back the one before."""
+        before, self.lane = self.lane, lane
+        self.batcher.lane = lane
+        self.signatures = catalogue.signatures(self.settings.name, lane)
+        return before
+
+    def signature(self, name: str, version: str | None = None) -> Signature:
+        """The model of that name.
+
+        Raises:
+            Refusal: 404: there is none, or not in that version.
+        """
+        found = self.signatures.get(name)
+        if found is None:
+            raise Refusal(404, f"there is no model {name!r:.120}, expected {' or '.join(self.signatures)}")
+        if version is not None and version != str(self.lane.version):
+            raise Refusal(404, f"{name} has no version {version!r:.40}; version {self.lane.version} serves")
+        return found
+
+    async def infer(self, request: Request) -> tuple[bytes, int | None]:
+        """A v2 inference request; gives what `protocol.answer` does."""
+        arrived = time.perf_counter()
+        name, version = request.path_params["model"], request.path_params.get("version")
+        signature = self.signature(name, version)
+        length = protocol.header_length(request.headers.get("inference-header-content-length"))
+        encoding = request.headers.get("content-encoding")
+        self.batcher.require_room(1, self._deadline(request, arrived))  # before the body, which may be large
+        async with self.bodies.read(request) as body:
+            deadline = self._deadline(request, arrived)
+
+            def parsed() -> protocol.Request:
+                return protocol.parse(self.bodies.decoded(body, encoding), length, signature)
+
+            asked = await self.workers.do(parsed)
+            if asked.timeout_us is not None:
+                deadline = min(deadline, time.perf_counter() + asked.timeout_us / 1e6)
+            with self.batcher.place(asked.shape[0], deadline) as place:
+                images: Array
+                if isinstance(asked.values, list):
+                    images = await self.workers.do(lambda: self._decoded(asked.values))
+                else:
+                    images = asked.values
+                result = await self.batcher.run(
+                    place, images, request.receive, None if version is None else self.lane.version
+                )
+            if signature.input.datatype == "BYTES":
+                top = signature.outputs[0].shape[1]
+                tensors = pictures.tensors(result.outputs["logits"], top or 1, self.labels)
+            else:
+                tensors = await self.workers.do(lambda: _finite(result.outputs))
+            answer = await self.workers.do(
+                lambda: protocol.answer(name, str(result.version), asked, tensors, signature)
+            )
+        self._answered(name, asked.shape[0], result, arrived)
+        return answer
+
+    async def classify(self, request: Request) -> dict[str, Any]:
+        """A picture's classes."""
+        arrived = time.perf_counter()
+        top = _top(request.query_params.get("top"))
+        name = classify_name(self.settings.name)
+        if name not in self.signatures:
+            raise Refusal(404, f"{self.settings.name} gives feature maps, no classes: it answers v2 requests alone")
+        self.batcher.require_room(1, self._deadline(request, arrived))
+        async with self.bodies.read(request) as body:
+            deadline = self._deadline(request, arrived)
+            content = await pictures.uploaded(body, request)
+            with self.batcher.place(1, deadline) as place:
+                images = await self.workers.do(
+                    lambda: pictures.pixels(content, self.lane.model.preprocessing, max_pixels=self.max_pixels)
+                )
+                result = await self.batcher.run(place, images, request.receive)
+        rows = pictures.rows(result.outputs["logits"], top, self.labels)
+        total_s = self._answered(name, 1, result, arrived)
+        return {
+            "classes": rows,
+            "model": self.settings.name,
+            "version": str(result.version),
+            "batch": result.batch,
+            "timings": {
+                "queue_ms": round(result.queue_s * 1000, 3),
+                "compute_ms": round(result.compute_s * 1000, 3),
+                "total_ms": round(total_s * 1000, 3),
+            },
+        }
+
+    def _decoded(self, values: Values) -> Array:
+        assert isinstance(values, list)
+        return pictures.batch(values, self.lane.model.preprocessing, max_pixels=self.max_pixels)
+
+    def _deadline(self, request: Request, arrived: float) -> float:
+        """Counted from the head; a body that comes slowly, which is no fault of the queue's, leaves half of it."""
+        most_ms = self.settings.deadline_ms
+        text = request.headers.get(DEADLINE)
+        if text is not None:
+            if not text.isascii() or not text.isdigit() or len(text) > 9 or not int(text):
+                raise malformed(f"X-Deadline-Ms is {text!r:.40}, expected milliseconds as an integer")
+            most_ms = min(most_ms, int(text))
+        return max(arrived + most_ms / 1000, time.perf_counter() + most_ms / 2000)
+
+    def _batched(self, images: int, requests: int, seconds: float) -> None:
+        self.metrics.batched(images, seconds)
+        self.metrics.counts[self.settings.name].executions += 1
+
+    def _failed(self, error: SepvitError) -> None:
+        self.log(f"the model failed: {error}")
+
+    def _answered(self, name: str, images: int, result: Result, arrived: float) -> float:
+        total_s = time.perf_counter() - arrived
+        self.metrics.queue_s.observe(result.queue_s)
+        self.metrics.total_s.observe(total_s)
+        # As in Triton, a request to the classify model counts for the model within it, too.
+        for counted in {name, self.settings.name}:
+            counts: Counts = self.metrics.counts[counted]
+            counts.success += 1
+            counts.images += images
+            counts.executions += counted != self.settings.name
+            counts.request_ns += int(total_s * 1e9)
+            counts.queue_ns += int(result.queue_s * 1e9)
+            counts.infer_ns += int(result.compute_s * 1e9)
+            counts.last_ms = time.time_ns() // 1_000_000
+        return total_s
+
+
+def _finite(outputs: dict[str, Array]) -> dict[str, Values]:
+    import numpy as np
+
+    if not all(np.isfinite(values).all() for values in outputs.values()):
+        raise malformed("the model gives no finite numbers for this input")
+    return dict(outputs)
+
+
+def _top(text: str | None) -> int:
+    if text is None:
+        return TOP
+    if not text.isascii() or not text.isdigit() or len(text) > 4 or not 1 <= int(text) <= MOST_TOP:
+        raise malformed(f"top is {text!r:.20}, expected 1 to {MOST_TOP}")
+    return int(text)

@@ -1,0 +1,261 @@
+"""The queue before a device: who is batched with whom, who is passed over, and what a failing model does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sepvit_deploy.building import Profile
+from sepvit_deploy.errors import DeviceError, InputError, SepvitError
+from sepvit_deploy.server.batcher import Batcher, Result
+from sepvit_deploy.server.lane import Lane, Model
+from sepvit_deploy.server.refusal import ClientGone, Refusal
+from sepvit_deploy.server.reload import require_alike
+from sepvit_deploy.spec import ModelSpec
+
+SPEC = ModelSpec("lite", "classify", (224, 224), 3)
+
+
+class Device:
+    """Gives each image's first number; remembers batches and threads, waits while it is held, fails when told to."""
+
+    name = "device"
+    input_shape: tuple[int | None, ...] = (None, 3, 224, 224)
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+        self.threads: set[int] = set()
+        self.error: SepvitError | None = None
+        self.free = threading.Event()
+        self.free.set()
+
+    def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        self.threads.add(threading.get_ident())
+        self.free.wait(5)
+        if self.error:
+            raise self.error
+        self.batches.append(len(images))
+        return {"logits": np.repeat(images[:, :1, 0, 0], 3, axis=1)}
+
+
+class Engine(Device):
+    profiles = (Profile(2, 2, 4),)
+
+
+def images(*numbers: float) -> np.ndarray:
+    return np.broadcast_to(np.array(numbers, np.float32)[:, None, None, None], (len(numbers), 3, 224, 224))
+
+
+async def never() -> None:
+    await asyncio.Event().wait()
+
+
+class Desk:
+    """A batcher over a device, and a way to ask it."""
+
+    def __init__(self, device: Device, batcher: Batcher, lane: Lane, failures: list[SepvitError]) -> None:
+        self.device, self.batcher, self.lane, self.failures = device, batcher, lane, failures
+
+    async def ask(
+        self,
+        *numbers: float,
+        within_s: float = 5,
+        gone: Callable[[], Awaitable[Any]] = never,
+        version: int | None = None,
+    ) -> Result:
+        with self.batcher.place(len(numbers), time.perf_counter() + within_s) as place:
+            return await self.batcher.run(place, images(*numbers), gone, version)
+
+
+def source(device: Device, spec: ModelSpec = SPEC, sha256: str = "0") -> Callable[[], Any]:
+    @contextlib.contextmanager
+    def opened() -> Iterator[Model]:
+        device.threads.add(threading.get_ident())
+        yield Model(device, spec, spec.preprocessing, sha256, "test")
+        device.threads.add(threading.get_ident())
+
+    return opened
+
+
+@contextlib.asynccontextmanager
+async def desk(device: Device | None = None, *, delay_s: float = 0.02, max_queue: int = 8) -> AsyncIterator[Desk]:
+    device = device or Device()
+    lane = Lane(source(device), 1)
+    await lane.open(4)
+    device.batches.clear()
+    failures: list[SepvitError] = []
+    batcher = Batcher(
+        lane, delay_s=delay_s, max_queue=max_queue, batched=lambda images, requests, s: None, failed=failures.append
+    )
+    work = asyncio.create_task(batcher.work())
+    try:
+        yield Desk(device, batcher, lane, failures)
+    finally:
+        work.cancel()
+        device.free.set()
+        await lane.close()
+
+
+async def busy(found: Desk) -> asyncio.Task[Result]:
+    """Hold the device with one image."""
+    found.device.free.clear()
+    task = asyncio.create_task(found.ask(0.0))
+    while found.batcher.waiting or not task:
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(0.05)
+    return task
+
+
+def test_requests_that_come_together_run_together_and_each_gets_its_own() -> None:
+    async def scene() -> None:
+        async with desk() as found:
+            first, second = await asyncio.gather(found.ask(1.0), found.ask(2.0, 3.0))
+            assert found.device.batches == [3]
+            assert first.outputs["logits"].tolist() == [[1, 1, 1]]
+            assert second.outputs["logits"].tolist() == [[2, 2, 2], [3, 3, 3]]
+            assert (first.batch, second.batch, first.version) == (3, 3, 1)
+            assert first.queue_s >= 0.019
+            assert len(found.device.threads) == 1, "opened and run in one thread"
+        assert len(found.device.threads) == 1, "and closed there"
+
+    asyncio.run(scene())
+
+
+def test_a_full_batch_does_not_wait_and_whole_requests_keep_their_order() -> None:
+    async def scene() -> None:
+        async with desk(delay_s=0.3) as found:
+            started = time.perf_counter()
+            await asyncio.gather(found.ask(1.0, 1.0, 1.0), found.ask(2.0, 2.0), found.ask(3.0, 3.0))
+            assert found.device.batches == [3, 4], "the second does not fit, so the first goes, and is not overtaken"
+            assert time.perf_counter() - started < 0.25
+
+    asyncio.run(scene())
+
+
+def test_an_engine_gets_batches_that_it_takes() -> None:
+    async def scene() -> None:
+        async with desk(Engine()) as found:
+            assert found.lane.max_batch == 4
+            result = await found.ask(7.0)
+            assert found.device.batches == [2], "filled up to the profile's minimum"
+            assert result.outputs["logits"].tolist() == [[7, 7, 7]]
+            assert result.batch == 1
+
+    asyncio.run(scene())
+
+
+def test_beyond_the_queue_it_is_503_with_a_time() -> None:
+    async def scene() -> None:
+        async with desk(max_queue=4) as found:
+            holding = await busy(found)
+            waiting = asyncio.create_task(found.ask(1.0, 1.0, 1.0))
+            await asyncio.sleep(0.01)
+            with pytest.raises(Refusal, match="the queue is full: 3 images wait, of at most 4") as caught:
+                await found.ask(2.0, 2.0)
+            assert (caught.value.status, caught.value.retry_s) == (503, 1)
+            found.device.free.set()
+            await asyncio.gather(holding, waiting)
+            assert found.batcher.waiting == 0
+
+    asyncio.run(scene())
+
+
+def test_who_left_or_waited_too_long_is_not_computed() -> None:
+    async def scene() -> None:
+        async with desk() as found:
+            holding = await busy(found)
+            leaving = asyncio.Event()
+            gone = asyncio.create_task(found.ask(1.0, gone=leaving.wait))
+            late = asyncio.create_task(found.ask(2.0, within_s=0.1))
+            patient = asyncio.create_task(found.ask(3.0))
+            await asyncio.sleep(0.01)
+            leaving.set()
+            with pytest.raises(ClientGone):
+                await gone
+            with pytest.raises(Refusal, match="the deadline has passed") as caught:
+                await late
+            assert caught.value.status == 503
+            found.device.free.set()
+            await asyncio.gather(holding, patient)
+            assert found.device.batches == [1, 1]
+            assert found.batcher.waiting == 0
+
+    asyncio.run(scene())
+
+
+def test_a_failing_model_is_500_said_once_a_batch_and_can_recover() -> None:
+    async def scene() -> None:
+        async with desk() as found:
+            found.device.error = DeviceError("the GPU fell off")
+            for _ in range(2):
+                with pytest.raises(Refusal, match="the model failed") as caught:
+                    await found.ask(1.0)
+                assert caught.value.status == 500
+            assert found.lane.failures == 2
+            assert [str(error) for error in found.failures] == ["the GPU fell off"] * 2
+            found.device.error = None
+            await found.ask(1.0)
+            assert found.lane.failures == 0
+
+    asyncio.run(scene())
+
+
+def test_a_new_model_takes_over_between_batches() -> None:
+    async def scene() -> None:
+        async with desk() as found:
+            holding = await busy(found)
+            newer = Lane(source(Device(), sha256="1"), 2)
+            await newer.open(4)
+            waiting = asyncio.create_task(found.ask(1.0))
+            pinned = asyncio.create_task(found.ask(1.0, version=1))
+            await asyncio.sleep(0.01)
+            found.batcher.lane = newer
+            found.device.free.set()
+            assert (await holding).version == 1
+            assert (await waiting).version == 2
+            with pytest.raises(Refusal, match="version 1 has just been replaced by 2"):
+                await pinned
+            await newer.close()
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize(
+    ("spec", "device", "words"),
+    [
+        (ModelSpec("lite", "classify", (224, 224), 3), Engine(), None),
+        (ModelSpec("lite", "dense", (64, 64), 3), Device(), "task dense"),
+    ],
+)
+def test_a_new_model_must_be_like_the_one_before(spec: ModelSpec, device: Device, words: str | None) -> None:
+    async def scene() -> None:
+        before, after = Lane(source(Device()), 1), Lane(source(device, spec), 2)
+        await before.open(4)
+        await after.open(4)
+        try:
+            require_alike(before, after)
+        finally:
+            await before.close()
+            await after.close()
+
+    if words is None:
+        asyncio.run(scene())
+    else:
+        with pytest.raises(InputError, match=words):
+            asyncio.run(scene())
+
+
+def test_a_model_of_numbers_that_are_not_finite_does_not_open() -> None:
+    class Broken(Device):
+        def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
+            return {"logits": np.full((len(images), 3), np.nan, np.float32)}
+
+    with pytest.raises(InputError, match="not finite"):
+        asyncio.run(Lane(source(Broken()), 1).open(4))

@@ -1,0 +1,115 @@
+"""Compressed bodies within their limit, pictures within theirs, and which hosts are local."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from sepvit_deploy.errors import OptionError
+from sepvit_deploy.server.app import _denied
+from sepvit_deploy.server.bodies import Bodies
+from sepvit_deploy.server.pictures import pixels
+from sepvit_deploy.server.refusal import Refusal
+from sepvit_deploy.server.settings import Settings
+from sepvit_deploy.spec import Preprocessing
+
+BODIES = Bodies(most=1000, held=5000, seconds=1)
+IMAGENET = Preprocessing.for_task("classify", (224, 224))
+
+
+@given(st.binary(max_size=1000))
+def test_what_was_compressed_comes_back(content: bytes) -> None:
+    assert BODIES.decoded(content, None) == content
+    assert BODIES.decoded(gzip.compress(content), "gzip") == content
+    assert BODIES.decoded(zlib.compress(content), " Deflate") == content
+
+
+@pytest.mark.parametrize(
+    ("body", "encoding", "status", "words"),
+    [
+        (gzip.compress(bytes(10_000_000)), "gzip", 413, "more than 0.001 MB when it is decompressed"),
+        (b"", "br", 415, "'br' is not taken"),
+        (b"no gzip", "gzip", 400, "no gzip"),
+        (gzip.compress(b"abc")[:-3], "gzip", 400, "cut short"),
+        (zlib.compress(b"abc") + b"x", "deflate", 400, "something follows"),
+    ],
+)
+def test_a_bomb_or_damage_is_refused(body: bytes, encoding: str, status: int, words: str) -> None:
+    with pytest.raises(Refusal, match=words) as caught:
+        BODIES.decoded(body, encoding)
+    assert caught.value.status == status
+
+
+def png(width: int, height: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("1", (width, height)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "words"),
+    [
+        (png(3000, 3000), 413, "3000x3000 pixels; expected at most 1 megapixels"),
+        (png(20_000, 4), 413, "4x20000 pixels, and resized more than 1 megapixels"),
+        (b"GIF89a", 400, "not a picture"),
+        (b"", 400, "is empty"),
+        (png(20, 20)[:45], 400, "picture"),
+    ],
+)
+def test_pictures_are_refused_by_what_is_wrong_with_them(content: bytes, status: int, words: str) -> None:
+    with pytest.raises(Refusal, match=words) as caught:
+        pixels(content, IMAGENET, max_pixels=1_000_000)
+    assert caught.value.status == status
+
+
+@pytest.mark.parametrize(
+    ("host", "fine"),
+    [
+        (b"localhost:8000", True),
+        (b"LOCALHOST", True),
+        (b"127.0.0.1:1", True),
+        (b"127.8.8.8", True),
+        (b"[::1]:8000", True),
+        (b"[::1]", True),
+        (b"app.localhost", True),
+        (b"evil.example:8000", False),
+        (b"127.0.0.1.evil.example", False),
+        (b"10.0.0.1", False),
+        (b"\xff", False),
+        (b"", False),
+    ],
+)
+def test_a_server_of_this_machine_is_asked_by_its_names(host: bytes, fine: bool) -> None:
+    assert (_denied({b"host": host}, "GET", "127.0.0.1") is None) is fine
+    assert _denied({b"host": host}, "GET", None) is None, "a server for others has names that are not known here"
+
+
+def test_a_page_of_another_site_may_look_and_not_ask() -> None:
+    headers = {b"sec-fetch-site": b"cross-site", b"host": b"localhost"}
+    assert _denied(headers, "GET", "127.0.0.1") is None
+    refused = _denied(headers, "POST", "127.0.0.1")
+    assert refused is not None
+    assert refused.status == 403
+
+
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [
+        ("--max-batch", {"max_batch": 0}),
+        ("--max-queue", {"max_batch": 8, "max_queue": 7}),
+        ("--queue-delay-ms", {"queue_delay_ms": float("nan")}),
+        ("--max-body-mb", {"max_body_mb": 0}),
+        ("--deadline-ms", {"deadline_ms": 0}),
+        ("--port", {"port": 65536}),
+        ("--name", {"name": "../x"}),
+    ],
+)
+def test_settings_name_the_option_that_is_wrong(option: str, values: dict[str, float]) -> None:
+    with pytest.raises(OptionError, match=option):
+        Settings(**({"name": "m"} | values))  # type: ignore[arg-type]
