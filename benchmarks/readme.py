@@ -2,11 +2,13 @@
 
     python benchmarks/readme.py benchmarks/results/MACHINE
 
-The commands run one after the other in an empty folder, beside this repository's benchmarks/, models/ and calib/.
+The commands run one after the other in an empty folder, beside this repository's benchmarks/, examples/, models/ and
+calib/; ``tritonserver`` is the one that `make triton` fetches, as in the tests.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
@@ -16,6 +18,9 @@ from pathlib import Path
 from console import Console
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+from tests.cpu.tritonserver import write_program  # noqa: E402 - found by the line above
+
 README = ROOT / "README.md"
 SECTIONS = {
     "output": "## The main job",
@@ -54,7 +59,9 @@ def main() -> None:
         sys.exit(__doc__)
     results = Path(sys.argv[1])
     text = README.read_text(encoding="utf-8")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as programs:
+        write_program(Path(programs))
+        os.environ["PATH"] = f"{programs}{os.pathsep}{os.environ['PATH']}"
         for name in ("benchmarks", "examples", "models"):
             Path(folder, name).symlink_to(ROOT / name)
         shutil.copytree(ROOT / "calib", Path(folder, "calib"))  # its folder of pictures is beside it

@@ -19,7 +19,8 @@ UNWANTED = {
     ),
     "unfinished work": re.compile(r"\b(?:TO[D]O|FIX[M]E|XX[X]|HA[C]K)\b"),
 }
-PROGRAMS = {"cd", "curl", "docker", "git", "make", "pip", "python", "sepvit-deploy", "source", "sudo", "trtexec"}
+PROGRAMS = {"cd", "curl", "docker", "git", "kill", "make", "pip", "python", "sepvit-deploy", "source", "sudo"}
+PROGRAMS |= {"tritonserver", "trtexec"}
 
 
 def faults(text: str) -> list[str]:
