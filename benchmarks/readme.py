@@ -45,9 +45,9 @@ SHORTENED = (
     "sepvit-deploy quantize sepvit_t",
 )
 """Commands that run, and whose output is left out: it is long, and no result."""
-LEFT_OUT = re.compile(r"^\| (\S+ \| dense|(small|base|lite) \| [A-Z])")
-"""Rows of a table that its file alone has."""
-CUT_AT = "G MACs of the blocks"
+LEFT_OUT = re.compile(r"^\| (\S+ \| dense|(small|base|lite) \| [A-Z])|^# ")
+"""Rows of a table, and a title, that its file alone has."""
+CUT_AT = re.compile("G MACs of the blocks|## A billion images")
 """Where README leaves a table's file."""
 CODES = {"doctor": 1}
 """Exit codes other than 0: a plan does not load on a machine without a GPU."""
@@ -71,7 +71,8 @@ def main() -> None:
             shown = printed(re.findall(r"^\$ (.*)$", section, re.MULTILINE), Path(folder))
             text = filled(text, name, "```text\n" + shown + "```\n")
     for name, table in TABLES.items():
-        lines = (results / table).read_text(encoding="utf-8").partition(CUT_AT)[0].rstrip().splitlines(keepends=True)
+        kept = CUT_AT.split((results / table).read_text(encoding="utf-8"))[0]
+        lines = kept.strip().splitlines(keepends=True)
         text = filled(text, name, "".join(line for line in lines if not LEFT_OUT.match(line)) + "\n")
     README.write_text(text, encoding="utf-8")
 
