@@ -47,8 +47,10 @@ def test_the_wheel_holds_the_package_alone(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     assert {name.split("/")[0] for name in names} == {"sepvit_deploy", "sepvit_deploy-0.1.0.dist-info"}
-    sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "sepvit_deploy").rglob("*.py")}
-    assert sources == {name for name in names if name.endswith(".py")}
+    files = (path for path in (ROOT / "sepvit_deploy").rglob("*") if path.is_file() and path.suffix != ".pyc")
+    sources = {path.relative_to(ROOT).as_posix() for path in files}
+    assert sources == {name for name in names if name.startswith("sepvit_deploy/")}
+    assert {"sepvit_deploy/server/page.html", "sepvit_deploy/triton/python/photograph.jpg"} <= sources
     assert "sepvit_deploy-0.1.0.dist-info/licenses/LICENSE" in names
 
 
