@@ -14,7 +14,7 @@ from types import TracebackType
 class Console:
     """A folder in which commands are typed, with this interpreter's programs first in PATH.
 
-    ``command &`` goes on in the background, and ``kill %1`` ends the last of these, as in a shell.
+    ``command &`` goes on in the background, and ``kill %1`` ends it, as in a shell.
     """
 
     def __init__(self, folder: Path, environment: Mapping[str, str] = os.environ) -> None:
@@ -36,7 +36,7 @@ class Console:
         """Exit code, stdout and stderr of a command; of one in the background there is nothing yet."""
         words = shlex.split(command)
         if words == ["kill", "%1"]:
-            process = self._background.pop()
+            process = self._background.pop(0)
             process.terminate()
             return process.wait(60), "", ""
         if words[-1] == "&":

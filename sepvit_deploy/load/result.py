@@ -64,7 +64,8 @@ class LoadResult:
         latencies: of right answers; in an open loop from the moment that a request was due.
         max_ms: of them; None where there were none, as of ``mean_ms``.
         mean_batch: images that the server computed at once, on average; None where it keeps no count.
-        within_deadline: share of all requests that were answered within it, with its 95 % interval; None without one.
+        within_deadline: share of what was not refused that was answered within it, with its 95 % interval; None without
+            one.
         told_apart: False where two of the requests have answers so alike that mixing them up would not show.
         interrupted: by Ctrl-C, before the time was over.
     """
