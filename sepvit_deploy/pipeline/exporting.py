@@ -79,10 +79,11 @@ def export(
         raise OptionError("--ema without --weights", hint="name the checkpoint with --weights FILE")
     if weights is not None and not os.path.isfile(weights):
         raise CheckpointError(f"--weights {weights} is no file", expected="a .safetensors, .pth or .pt checkpoint")
-    if simplify:
-        require("onnxsim", extra="torch")
+    require("onnxscript", extra="torch")  # before torch, which is slow to import: what is missing is said at once
     require("onnxruntime", extra="cpu")
     require("torch", extra="torch")
+    if simplify:
+        require("onnxsim", extra="torch")
     from sepvit_deploy.model.checkpoint import load_checkpoint
     from sepvit_deploy.model.rewrite import rewrite
 
