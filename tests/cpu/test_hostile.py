@@ -122,7 +122,10 @@ GRAPHS: dict[str, tuple[str, dict[str, np.ndarray]]] = {
         f"{IMAGES} => (float[batch,0,224,224] logits) {{ logits = Slice(images, zero, zero, one) }}",
         {"zero": np.array([0]), "one": np.array([1])},
     ),
-    "text": (f"{IMAGES} => (string[batch,3,224,224] logits) {{ logits = Cast<to=8>(images) }}", {}),
+    "text": (
+        f"{IMAGES} => (string[batch,3] logits) {{ m = ReduceMean<keepdims=0>(images, axes) logits = Cast<to=8>(m) }}",
+        {"axes": np.array([2, 3], np.int64)},
+    ),
     "sequence": (f"{IMAGES} => (seq(float[batch,3,224,224]) logits) {{ logits = SequenceConstruct(images) }}", {}),
     "immense": (SAME.replace("224", str(2**40)), {}),
     "negative": (SAME.replace("224", "-1"), {}),
