@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 TOP = 5
 """Classes that are given where nobody says how many."""
+MAX_LABEL_BYTES = 1 << 26
+"""Of a file of labels."""
 
 
 def ranked(logits: NDArray[np.floating], top: int = TOP) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

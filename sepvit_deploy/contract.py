@@ -8,6 +8,7 @@ B batch, K classes that are given.
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from sepvit_deploy.errors import OptionError
 
@@ -17,8 +18,14 @@ PIXELS = "pixels"
 """UINT8 (B, rows, columns, 3): pictures that are decoded already."""
 CLASS, LABEL, SCORE = "class", "label", "score"
 """INT64, BYTES and FP32, each (B, K), best first."""
-HTTP_PORT, GRPC_PORT, METRICS_PORT = 8000, 8001, 8002
+HTTP_PORT, METRICS_PORT = 8000, 8002
 """Triton's own, which the embedded server and the manifests keep."""
+RAY_PROBE = "/-/healthz"
+"""Ray's own address on each node that serves, which waits in no queue."""
+MAX_DELAY_US = 10_000_000
+"""The longest that a request may be made to wait for others to join it."""
+LONGEST_NAME = 80
+"""Of a name that is made of a file's: what is added to it still fits."""
 _NAME = re.compile("[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", re.ASCII)
 
 
@@ -47,3 +54,9 @@ def require_name(name: str, option: str = "--name") -> str:
         expected = "1 to 100 letters, digits, '_', '-' or '.', not beginning with '.' or '-'"
         raise OptionError(f"{option} {name!r:.60}", expected=expected)
     return name
+
+
+def name_of(path: Path) -> str:
+    """What a model is called where nobody says it: the file's name without its last suffix, in letters Triton takes."""
+    cleaned = re.sub("[^A-Za-z0-9_.-]+", "_", path.stem).lstrip(".-")[:LONGEST_NAME]
+    return cleaned or "model"

@@ -8,6 +8,7 @@
     |   |-- PassportError           an artifact whose passport is missing, stale or of another file
     |   |-- PlanError               an engine's plan: damaged, foreign, or of another machine
     |   |-- ImageError              a picture or a folder of pictures
+    |   |   `-- ImageTooLarge           more pixels than may be decoded, or made by resizing
     |   |-- ServerError             a server that is not there, or answers in another way than its protocol
     |   `-- OutputError             a place that cannot be written
     |-- MissingDependency       2   an optional package is not installed, or does not load
@@ -19,6 +20,7 @@
         |-- ParityFailed            two forms of the model disagree
         |-- HeadroomFailed          a tensor leaves FP16's range
         |-- RepositoryFailed        a server would refuse a model repository, or die of it
+        |-- ManifestFailed          a cluster would refuse a manifest, or take it only in part
         |-- LoadFailed              a server under load lost requests, or answered wrongly
         |-- RegressionFailed        a newer measurement is worse than an older one
         `-- AcceptanceFailed        a deployment does not reach what is asked for
@@ -80,6 +82,10 @@ class ImageError(InputError):
     """A picture, or a folder of pictures, is unusable."""
 
 
+class ImageTooLarge(ImageError):
+    """A picture has more pixels than may be decoded, or resizing it would make more."""
+
+
 class ServerError(InputError):
     """A server is not there, or answers in another way than its protocol."""
 
@@ -126,6 +132,10 @@ class HeadroomFailed(CheckFailed):
 
 class RepositoryFailed(CheckFailed):
     """A server would refuse a model repository, or die of it."""
+
+
+class ManifestFailed(CheckFailed):
+    """A cluster would refuse a manifest, or take it only in part."""
 
 
 class LoadFailed(CheckFailed):

@@ -2,11 +2,15 @@
 
     POST /v1/classify        a picture as the body; ?top=K for another number of classes
     GET  /v2/health/ready    200, once the model is loaded; /v2/health/live likewise
+    GET  /-/healthz          Ray's own, of the node: for the probes of a load balancer
+
+The first two wait in a replica's queue as pictures do: under overload they are answered 503, and a probe of them would
+take the busy nodes out of service. Ray answers /-/healthz before any queue.
 
     400  no picture, a damaged one, or an unusable top
     404  405  no such address; another method
     413  a body, or a picture, beyond its limit
-    415  a type that is not taken
+    415  a type or an encoding that is not taken
     500  the model failed
     408  503  no answer in time; more requests wait than may (Ray's own answers, whose bodies are no JSON)
 
@@ -24,7 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sepvit_deploy.classes import TOP, ranked
+from sepvit_deploy import uploads
+from sepvit_deploy.classes import ranked
 from sepvit_deploy.contract import require_name
 from sepvit_deploy.errors import DeviceError, ImageError, InputError, OptionError, SepvitError
 from sepvit_deploy.images import decode_image, preprocess
@@ -32,6 +37,7 @@ from sepvit_deploy.optional import require
 from sepvit_deploy.records import plain, record
 from sepvit_deploy.runners.batches import InBatches
 from sepvit_deploy.spec import MAX_BATCH
+from sepvit_deploy.uploads import CLASSIFY
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -40,10 +46,8 @@ if TYPE_CHECKING:
     from sepvit_deploy.runners.base import Array, Runner
     from sepvit_deploy.spec import Preprocessing
 
-CLASSIFY, HEALTH = "/v1/classify", ("/v2/health/live", "/v2/health/ready")
+HEALTH = ("/v2/health/live", "/v2/health/ready")
 METHODS = {CLASSIFY: "POST"} | dict.fromkeys(HEALTH, "GET")
-TYPES = ("", "application/octet-stream", "application/x-www-form-urlencoded")
-"""Of a body, beside those of pictures; the last is what curl says of any bytes."""
 
 
 @dataclass(frozen=True)
@@ -163,18 +167,20 @@ class Classifier:
             return JSONResponse({"error": str(error)}, 500)
 
     async def _classify(self, request: Request) -> dict[str, Any]:
-        top = _top(request.query_params.get("top"))
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind not in TYPES and not kind.startswith("image/"):
+        try:
+            top = uploads.parse_top(request.query_params.get("top"))
+        except InputError as error:
+            raise _Refusal(400, str(error)) from None
+        kind = uploads.media_type(request.headers.get("content-type"))
+        if not uploads.is_taken(kind):
             raise _Refusal(415, f"Content-Type {kind!r:.60} is not taken, expected a picture's")
+        encoding = request.headers.get("content-encoding")
+        if not uploads.is_plain(encoding):
+            raise _Refusal(415, f"Content-Encoding {encoding!r:.60} is not taken, expected none")
         image = await asyncio.to_thread(self._image, await self._body(request))
         logits, batch = await self._logits_of(image)
         classes, scores = ranked(logits[None], top)
-        labels = self._model.labels
-        rows = [
-            {"class": k, "label": None if labels is None else labels[k], "score": score}
-            for k, score in zip(classes[0].tolist(), scores[0].tolist(), strict=True)
-        ]
+        rows = uploads.rows(classes, scores, self._model.labels)
         return {"model": self._serving.name, "classes": rows, "batch": batch, "replica": self._replica}
 
     async def _body(self, request: Request) -> bytes:
@@ -188,12 +194,11 @@ class Classifier:
 
     def _image(self, content: bytes) -> Array:
         """A picture as an input (3, H, W)."""
+        most = int(self._serving.max_megapixels * 1_000_000)
         try:
-            picture = decode_image(content, max_pixels=int(self._serving.max_megapixels * 1_000_000))
-            return preprocess(picture, self._model.preprocessing)
+            return preprocess(decode_image(content, max_pixels=most), self._model.preprocessing, max_pixels=most)
         except ImageError as error:
-            # Of what `images` refuses, only a picture that is too large is told by a number of megapixels.
-            raise _Refusal(413 if "megapixels" in (error.expected or "") else 400, str(error)) from None
+            raise _Refusal(uploads.refusal_status(error), str(error)) from None
 
     def _run(self, images: list[Array]) -> Array:
         """Inputs (3, H, W) to logits (B, C), in the device's thread."""
@@ -207,14 +212,6 @@ class Classifier:
         if "logits" not in outputs:
             raise InputError(f"{self._model.runner.name} gives {', '.join(outputs)}", expected="logits")
         return outputs["logits"]
-
-
-def _top(text: str | None) -> int:
-    if text is None:
-        return TOP
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= 1000):
-        raise _Refusal(400, f"top is {text!r:.40}, expected 1 to 1000")
-    return int(text[:9])
 
 
 def application(serving: Serving, load: Load) -> Any:

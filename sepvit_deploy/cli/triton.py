@@ -103,7 +103,8 @@ def _show_written(done: Written) -> None:
         table.add_row(each.model, str(each.version), each.change)
     show.console().print(table)
     place = shlex.quote(str(done.repository))
-    show.say(f"on a GPU: tritonserver --model-repository={place}; without one, add --model-config-name=cpu")
+    command = " ".join((f"tritonserver --model-repository={place}", *done.flags))
+    show.say(f"on a GPU: {command}; without one, add --model-config-name=cpu")
 
 
 def _show_lint(found: Lint) -> None:

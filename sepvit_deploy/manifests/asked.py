@@ -6,12 +6,12 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from sepvit_deploy.contract import MAX_DELAY_US
 from sepvit_deploy.errors import OptionError
 
 Autoscaler = Literal["keda", "hpa"]
 MAX_REPLICAS = 1000
 MAX_CPUS = 1024
-MAX_DELAY_US = 10_000_000
 SCHEMES = ("pvc", "s3", "gs", "hf", "oci", "https", "hdfs", "webhdfs")
 """Of a storage URI: what KServe's storage initializer fetches from another place than the pod."""
 _LABEL = re.compile("[a-z]([a-z0-9-]*[a-z0-9])?", re.ASCII)
@@ -55,8 +55,10 @@ class Cluster:
         gpu: a GPU for each replica; without one, Triton takes its configuration ``cpu``.
         built_on: the GPU that a plan was built on, where it loads on no other kind; "" otherwise.
         tag: of Triton's image, ``25.10-py3``.
+        version_compatible: the plan loads in a newer TensorRT than its own, in a server that is told so.
         registry: host and path before ``nvidia/tritonserver``.
-        image: that the cluster pulls; "" for the one that the Dockerfile builds, under its own name.
+        image: that the cluster pulls, with the registry that it is in; "" for the one that the Dockerfile builds, under
+            its own name, which is in no registry: it has to be on every node, and is never pulled.
         queue_ratio: time in queues over time in models, to which replicas are added.
         queue_delay_us: for which the model repository lets a request wait for others; it is no part of that time.
         prometheus: address of the Prometheus that KEDA asks.
@@ -75,6 +77,7 @@ class Cluster:
     storage_uri: str
     replicas: Replicas
     built_on: str = ""
+    version_compatible: bool = False
     namespace: str = "default"
     registry: str = ""
     image: str = ""
@@ -128,6 +131,12 @@ class Cluster:
     def own_image(self) -> str:
         """What the image of the Dockerfile is called: the name, and the release of Triton in it."""
         return self.image or f"{self.name}:{self.tag.removesuffix('-py3')}"
+
+    @property
+    def has_registry(self) -> bool:
+        """True where the image's name begins with a host, by Docker's rule; else it is one of Docker Hub's names."""
+        first, slash, _ = self.own_image.partition("/")
+        return bool(slash) and (first == "localhost" or "." in first or ":" in first)
 
     @property
     def metrics_name(self) -> str:

@@ -17,8 +17,7 @@ def dockerfile(cluster: Cluster) -> str:
 # Triton {cluster.tag} for {cluster.model}.
 #
 #     docker build --tag {cluster.own_image} .
-#     docker push {cluster.own_image}
-#
+{_push(cluster)}#
 # Triton's image comes from NVIDIA's catalogue of containers. Where your builder finds it under another name, put the
 # registry before it: --build-arg TRITON_IMAGE=HOST/PATH/nvidia/tritonserver:{cluster.tag}, or write this file again
 # with --registry HOST/PATH. The release is no free choice: it carries the TensorRT that a plan was built with.
@@ -30,6 +29,12 @@ FROM ${{TRITON_IMAGE}}
 EXPOSE 8080 9000 8002
 USER {USER}
 """
+
+
+def _push(cluster: Cluster) -> str:
+    if cluster.has_registry:
+        return f"#     docker push {cluster.own_image}\n"
+    return "# That name is in no registry: it has to be on every node, or give one with --image HOST/PATH/NAME:TAG.\n"
 
 
 def _pillow() -> str:

@@ -16,6 +16,7 @@ from sepvit_deploy.manifests.asked import Cluster
 from sepvit_deploy.manifests.dockerfile import USER, dockerfile
 from sepvit_deploy.manifests.typed import require_typed
 from sepvit_deploy.optional import require
+from sepvit_deploy.triton_releases import ALLOW_VERSION_COMPATIBLE
 
 RUNTIME = "kserve-tritonserver"
 HTTP_PORT, GRPC_PORT = 8080, 9000
@@ -45,7 +46,7 @@ prometheus-adapter, under externalRules of its configuration:
     metricsQuery: '<<.Series>>{{<<.LabelMatchers>>}}'""",
     "prometheusrule.yaml": "For the Prometheus operator: what hpa.yaml scales by.",
     "kustomization.yaml": """\
-kubectl apply -k . applies what this names; the Dockerfile makes {image}, which the cluster has to reach.""",
+kubectl apply -k . applies what this names; the Dockerfile makes {image}, which {reached}.""",
 }
 _HARDWARE = """
 The plan was built on {}, and loads on GPUs of that kind: where nodes have others, too, ask for it with --gpu-product,
@@ -68,7 +69,7 @@ def kserve_files(cluster: Cluster, triton: str) -> dict[str, str]:
         triton: the command that writes the model repository.
 
     Raises:
-        CheckFailed: the installed kserve package describes other resources than these.
+        ManifestFailed: the installed kserve package describes other resources than these.
         MissingDependency: it is not installed.
     """
     documents: dict[str, Mapping[str, Any]] = {
@@ -96,6 +97,7 @@ def kserve_files(cluster: Cluster, triton: str) -> dict[str, str]:
         "models": f"{cluster.model}, or {classify_name(cluster.model)} for pictures" if pictures else cluster.model,
         "name": cluster.name,
         "image": cluster.own_image,
+        "reached": "the cluster has to reach" if cluster.has_registry else "every node has to have: it is never pulled",
         "recorded": monitoring.RECORDED,
     }
     files = {"Dockerfile": dockerfile(cluster)}
@@ -158,6 +160,8 @@ def _external(cluster: Cluster) -> dict[str, Any]:
 def _model(cluster: Cluster) -> dict[str, Any]:
     resources = {"cpu": str(cluster.cpus), "memory": cluster.memory} | ({_GPU: "1"} if cluster.gpu else {})
     ready = {"httpGet": {"path": "/v2/health/ready", "port": HTTP_PORT}, "periodSeconds": PROBE_SECONDS}
+    arguments = [] if cluster.gpu else ["--model-config-name=cpu"]
+    arguments += [ALLOW_VERSION_COMPATIBLE] if cluster.version_compatible else []
     return {
         "name": "kserve-container",
         "modelFormat": {"name": "triton"},
@@ -166,7 +170,9 @@ def _model(cluster: Cluster) -> dict[str, Any]:
         "storageUri": cluster.storage_uri,
         # No runtimeVersion: KServe would put it in place of the image's tag.
         "image": cluster.own_image,
-        **({} if cluster.gpu else {"args": ["--model-config-name=cpu"]}),
+        # Where a node has no such image it is not to come from Docker Hub, where anybody may have taken its name.
+        **({} if cluster.has_registry else {"imagePullPolicy": "Never"}),
+        **({"args": arguments} if arguments else {}),
         # The first is the one that KServe's Service leads to.
         "ports": [
             {"name": "http", "containerPort": HTTP_PORT, "protocol": "TCP"},

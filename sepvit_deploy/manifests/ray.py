@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sepvit_deploy.contract import HTTP_PORT
-from sepvit_deploy.errors import CheckFailed, OptionError
+from sepvit_deploy.contract import HTTP_PORT, RAY_PROBE
+from sepvit_deploy.errors import ManifestFailed, OptionError
 from sepvit_deploy.manifests.asked import Replicas, require_cpus
 from sepvit_deploy.optional import require
 
@@ -15,7 +15,9 @@ FILE = "serve_config.yaml"
 NOTES = f"""\
 On this machine: serve run {FILE}. On a cluster that runs: serve deploy {FILE}
 Every node needs sepvit-deploy with the extras ray and cpu, or those of a plan's builder, and the model's file at the
-path below; a replica refuses another file there. With 127.0.0.1 as the host, only the node itself is answered."""
+path below; a replica refuses another file there. With 127.0.0.1 as the host, only the node itself is answered.
+Probes ask GET {RAY_PROBE}, which Ray answers itself: /v2/health/ready waits in a replica's queue, and is 503 under
+overload."""
 KEEP_ALIVE_S = 75
 """Longer than the 60 s of usual load balancers, which must be the ones that close."""
 REQUEST_TIMEOUT_S = 30.0
@@ -64,7 +66,7 @@ def config(application: Application) -> dict[str, Any]:
     """The configuration, as Ray's own schema takes it whole.
 
     Raises:
-        CheckFailed: the installed Ray takes another form.
+        ManifestFailed: the installed Ray takes another form.
         MissingDependency: Ray is not installed.
     """
     replicas = application.replicas
@@ -109,7 +111,7 @@ def require_schema(document: Mapping[str, Any]) -> None:
     """Refuse a configuration that Ray would refuse, or take only in part: its schema drops unknown keys without a word.
 
     Raises:
-        CheckFailed: a key is unknown, missing, or of another type.
+        ManifestFailed: a key is unknown, missing, or of another type.
         MissingDependency: Ray is not installed.
     """
     schema = require("ray.serve.schema", extra="ray")
@@ -121,9 +123,9 @@ def require_schema(document: Mapping[str, Any]) -> None:
                 if isinstance(asked := deployment.get("autoscaling_config"), Mapping):  # kept there as it was given
                     deployment["autoscaling_config"] = scaling.model_validate(asked).model_dump(exclude_unset=True)
     except ValueError as error:  # pydantic's own is one
-        raise CheckFailed(f"Ray does not take {FILE}: {error}", expected="Ray Serve's configuration") from error
+        raise ManifestFailed(f"Ray does not take {FILE}: {error}", expected="Ray Serve's configuration") from error
     if other := _differing(document, read, ""):
-        raise CheckFailed(f"Ray does not take {', '.join(other)} of {FILE}", expected="keys of its schema")
+        raise ManifestFailed(f"Ray does not take {', '.join(other)} of {FILE}", expected="keys of its schema")
 
 
 def _differing(document: object, read: object, path: str) -> list[str]:

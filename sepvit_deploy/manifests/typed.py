@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from sepvit_deploy.errors import CheckFailed
+from sepvit_deploy.errors import ManifestFailed
 from sepvit_deploy.manifests import kserve_classes
 from sepvit_deploy.optional import require
 
@@ -36,11 +36,11 @@ def require_typed(document: Mapping[str, Any], file: str) -> None:
     """Refuse a manifest that its API would refuse, or take only in part.
 
     Raises:
-        CheckFailed: a key is unknown, a type is wrong, or what is required is missing; each by its place.
+        ManifestFailed: a key is unknown, a type is wrong, or what is required is missing; each by its place.
         MissingDependency: the kserve package is not installed.
     """
     if found := faults(document):
-        raise CheckFailed(
+        raise ManifestFailed(
             f"{file} is no {document.get('kind')}: {'; '.join(found)}",
             expected="what the installed kserve package describes",
         )

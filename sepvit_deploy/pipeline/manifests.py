@@ -11,23 +11,27 @@ from typing import Any, Literal
 
 from sepvit_deploy.building import EngineFacts
 from sepvit_deploy.classes import read_labels, require_labels
-from sepvit_deploy.contract import classify_name, require_name
+from sepvit_deploy.contract import RAY_PROBE, classify_name, name_of, require_name
 from sepvit_deploy.errors import OptionError
+from sepvit_deploy.images import MAX_UPLOAD_PIXELS
 from sepvit_deploy.manifests import ray
 from sepvit_deploy.manifests.asked import Cluster, require_cpus
 from sepvit_deploy.manifests.folder import write_folder
 from sepvit_deploy.manifests.kserve import as_yaml, kserve_files
 from sepvit_deploy.pipeline.models import TORCH, TORCH_COMPILE, OpenedPlan, open_model
+from sepvit_deploy.pipeline.opened import Warn
 from sepvit_deploy.pipeline.ray_serving import IMPORT_PATH
-from sepvit_deploy.ray_serve import CLASSIFY, Serving
+from sepvit_deploy.ray_serve import Serving
 from sepvit_deploy.spec import ModelSpec
 from sepvit_deploy.triton_releases import AS_OF, IMAGES, image_for
+from sepvit_deploy.uploads import CLASSIFY
 
 Device = Literal["cpu", "gpu"]
 MAX_BATCH = 8
 """Of a file that takes any batch."""
 BATCH_WAIT_MS = 5.0
-MAX_BODY_MB, MAX_MEGAPIXELS = 32.0, 32.0
+REPOSITORY = "model_repository"
+MAX_BODY_MB, MAX_MEGAPIXELS = 32.0, MAX_UPLOAD_PIXELS / 1_000_000
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class Manifests:
         target: ``kserve`` or ``ray``.
         name: of the model; ``resource`` is what the cluster calls it.
         address: where a picture is classified; "" for a file of another task.
+        probe: what a load balancer asks whether a node serves; "" where the cluster's own probes do.
     """
 
     target: str
@@ -66,13 +71,14 @@ class Manifests:
     files: tuple[str, ...]
     commands: tuple[str, ...]
     address: str
+    probe: str = ""
 
 
 def subject(model: str, *, name: str | None = None, device: Device | None = None) -> Subject:
     """Read what is known of a model's file; nothing of it is run.
 
     Args:
-        name: the file's name without its suffix where it is None.
+        name: None for the one that a repository of Triton would give it.
         device: for an ONNX file; by default a CPU.
 
     Raises:
@@ -81,7 +87,7 @@ def subject(model: str, *, name: str | None = None, device: Device | None = None
     if model.startswith((TORCH, TORCH_COMPILE)):
         raise OptionError(f"{model} is a model in torch", expected="FILE.onnx or FILE.plan, which a server loads")
     path = Path(model)
-    name = require_name(name if name is not None else path.stem)
+    name = require_name(name if name is not None else name_of(path))
     opened = open_model(path)
     passport, spec, _ = opened.require_passport()
     facts = opened.plan.facts if isinstance(opened, OpenedPlan) else None
@@ -94,12 +100,20 @@ def subject(model: str, *, name: str | None = None, device: Device | None = None
     return Subject(path, name, passport.sha256, spec, facts, facts is not None or device == "gpu", batch)
 
 
-def write_kserve(found: Subject, output: Path, asked: Mapping[str, Any], *, release: str | None = None) -> Manifests:
+def write_kserve(
+    found: Subject,
+    output: Path,
+    asked: Mapping[str, Any],
+    *,
+    release: str | None = None,
+    warn: Warn = lambda text: None,
+) -> Manifests:
     """Write what runs a model on KServe's Triton runtime into the folder ``output``.
 
     Args:
         asked: fields of `Cluster` beside those that the model decides.
         release: tag of Triton's image; None for the one that carries the plan's TensorRT.
+        warn: told where the cluster could not find the image.
 
     Raises:
         OptionError: a value is unusable, or Triton runs no such plan.
@@ -112,21 +126,44 @@ def write_kserve(found: Subject, output: Path, asked: Mapping[str, Any], *, rele
         gpu=found.gpu,
         tag=_tag(found, release),
         built_on=_kind(found.facts),
+        version_compatible=found.facts is not None and found.facts.version_compatible,
         **asked,
     )
-    triton = f"sepvit-deploy triton {shlex.quote(found.path.name)} --name {found.name} --repository model_repository"
-    triton += f" --queue-delay-us {cluster.queue_delay_us}"
-    files = kserve_files(cluster, triton)
+    options = f"--name {found.name} --repository {REPOSITORY} --queue-delay-us {cluster.queue_delay_us}"
+    # Without its folder, which is nobody else's business.
+    files = kserve_files(cluster, f"sepvit-deploy triton {shlex.quote(found.path.name)} {options}")
     write_folder(output, files)
     place = shlex.quote(str(output))
+    if not cluster.has_registry:
+        warn(
+            f"the image {cluster.own_image} is in no registry, and by that name Docker Hub may have a stranger's: the "
+            "manifest forbids to pull it; give --image HOST/PATH/NAME:TAG, or bring it to every node"
+        )
     commands = (
-        triton,
+        f"sepvit-deploy triton {shlex.quote(str(found.path))} {options}",
+        _upload(cluster.storage_uri),
         f"docker build --tag {cluster.own_image} {place}",
-        f"docker push {cluster.own_image}",
+        f"docker push {cluster.own_image}" if cluster.has_registry else f"# bring {cluster.own_image} to every node",
         f"kubectl apply -k {place}",
     )
     served = f"/v2/models/{classify_name(found.name)}/infer" if cluster.classifies else ""
     return Manifests("kserve", found.name, cluster.name, output, tuple(sorted(files)), commands, served)
+
+
+def _upload(uri: str) -> str:
+    """The command, or as a comment the words, that bring the model repository to where KServe looks for it."""
+    scheme = uri.partition("://")[0]
+    if scheme == "s3":
+        return f"aws s3 sync {REPOSITORY} {shlex.quote(uri)}"
+    if scheme == "gs":
+        return f"gcloud storage rsync --recursive {REPOSITORY} {shlex.quote(uri)}"
+    how = {
+        "pvc": "in a pod that mounts the claim, which is the first part of the URI; the rest is the folder in it",
+        "oci": "as the folder /models of an image",
+        "https": "as a .tar.gz or .zip archive",
+    }
+    words = f", {how[scheme]}" if scheme in how else ""
+    return f"# put what is in {REPOSITORY} at {uri}{words}"
 
 
 def _kind(facts: EngineFacts | None) -> str:
@@ -205,8 +242,11 @@ def write_ray(
     )
     command = f"serve run {shlex.quote(str(output / ray.FILE))}"
     write_folder(output, {ray.FILE: as_yaml(ray.config(application), ray.NOTES, extra="ray")})
-    address = f"http://{application.host}:{application.port}{CLASSIFY}"
-    return Manifests("ray", found.name, found.name, output, (ray.FILE,), (command,), address)
+    base = f"http://{application.host}:{application.port}"
+    files = (ray.FILE,)
+    return Manifests(
+        "ray", found.name, found.name, output, files, (command,), f"{base}{CLASSIFY}", f"{base}{RAY_PROBE}"
+    )
 
 
 def _absolute(path: Path) -> Path:

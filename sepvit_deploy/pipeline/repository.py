@@ -7,16 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sepvit_deploy import artifact, triton
-from sepvit_deploy.classes import read_labels, require_labels
-from sepvit_deploy.contract import require_name
+from sepvit_deploy.classes import MAX_LABEL_BYTES, read_labels, require_labels
+from sepvit_deploy.contract import name_of, require_name
 from sepvit_deploy.errors import GraphError, InputError, OptionError, PassportError, PlanError
 from sepvit_deploy.graph import static_shapes
 from sepvit_deploy.pipeline.models import TORCH, TORCH_COMPILE, OpenedPlan, open_model
 from sepvit_deploy.pipeline.opened import Opened, OpenedOnnx, Warn, open_onnx
 from sepvit_deploy.runners.onnxruntime import has_signed_activations
 from sepvit_deploy.triton import Served, Serving, Written
-
-MAX_LABEL_BYTES = 1 << 26
 
 
 def write_repository(
@@ -54,7 +52,7 @@ def write_repository(
             )
         if serving.ensemble and not each.classifies:
             warn(f"{each.path} gives feature maps and no classes: there is nothing to rank, and so no ensemble")
-    return triton.write(repository, served, serving)
+    return triton.write(repository, served, serving, warn)
 
 
 def _served(source: str, name: str | None, labels: tuple[str, ...] | None, warn: Warn) -> Served:
@@ -88,14 +86,13 @@ def _served(source: str, name: str | None, labels: tuple[str, ...] | None, warn:
     if unknown:
         raise GraphError(f"{source} does not say the shape of {', '.join(unknown)}", hint="export it again")
     return Served(
-        name=name or triton.name_of(Path(source)),
+        name=name or name_of(Path(source)),
         kind="plan" if isinstance(opened, OpenedPlan) else "onnx",
         path=opened.path,
         sha256=passport.sha256,
         onnx=graph.path if graph else None,
         spec=spec,
         preprocessing=preprocessing,
-        precision=opened.precision,
         outputs={key: tuple(shapes[key][1:]) for key in spec.output_names},
         batch=batch,
         profiles=profiles,

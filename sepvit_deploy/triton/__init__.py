@@ -7,7 +7,7 @@ and `writing` puts them in place. `repository` reads a repository back, and `rul
 from sepvit_deploy.triton.linting import Lint, lint
 from sepvit_deploy.triton.repository import Repository, read_repository
 from sepvit_deploy.triton.rules import RULES, Finding
-from sepvit_deploy.triton.served import Served, Serving, name_of
+from sepvit_deploy.triton.served import Served, Serving
 from sepvit_deploy.triton.writing import Placed, Written, write
 
 __all__ = [
@@ -20,7 +20,6 @@ __all__ = [
     "Serving",
     "Written",
     "lint",
-    "name_of",
     "read_repository",
     "write",
 ]

@@ -5,9 +5,10 @@ A fixed batch stands in the dims, and max_batch_size is 0 then: ``lead`` is that
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from sepvit_deploy.contract import CLASS, IMAGE, LABEL, PIXELS, SCORE, classify_name, preprocess_name, rank_name
+from sepvit_deploy.errors import OptionError
 from sepvit_deploy.triton.messages import Message, schema
 from sepvit_deploy.triton.served import FILES, Served, Serving, limit
 
@@ -28,7 +29,11 @@ NO_OPTIMISATION = 2
 
 
 def of_model(served: Served, serving: Serving) -> Message:
-    """The model itself: images to logits, or to feature maps, on a GPU."""
+    """The model itself: images to logits, or to feature maps, on a GPU.
+
+    Raises:
+        OptionError: CUDA graphs are asked for, and several profiles share the batches.
+    """
     config = _model(served, serving)
     config.platform = PLATFORMS[served.kind]
     config.default_model_filename = FILES[served.kind]
@@ -36,6 +41,16 @@ def of_model(served: Served, serving: Serving) -> Message:
     most = config.max_batch_size
     if len(served.profiles) > 1:  # one is the server's default
         group.profile.extend(str(k) for k, profile in enumerate(served.profiles) if profile.minimum <= most)
+    if serving.cuda_graphs and len(group.profile) > 1:
+        # Triton captures each graph in each profile, and a batch that is not in all of them fails in some.
+        told = ", ".join(
+            f"{served.profiles[int(k)].minimum} to {served.profiles[int(k)].maximum}" for k in group.profile
+        )
+        raise OptionError(
+            f"--cuda-graphs with {served.path}, whose batches are in several profiles: {told}",
+            expected="one profile, for Triton captures every graph in each",
+            hint=f"build it again with --profile 1,{min(8, most)},{most}, or leave --cuda-graphs out",
+        )
     if served.kind == "onnx":  # FP32 is FP32: TF32 keeps 10 bits of a product's factors
         config.optimization.execution_accelerators.gpu_execution_accelerator.add(
             name="cuda", parameters={"use_tf32": "0"}
@@ -169,8 +184,3 @@ def _step(config: Message, model: str, inputs: dict[str, str], outputs: dict[str
     step = config.ensemble_scheduling.step.add(model_name=model, model_version=-1)
     step.input_map.update(inputs)
     step.output_map.update(outputs)
-
-
-def names(entries: Sequence[Message]) -> list[str]:
-    """Names of tensors, in a config's order."""
-    return [entry.name for entry in entries]

@@ -11,14 +11,12 @@ from pathlib import Path
 from sepvit_deploy.artifact import passport_path
 from sepvit_deploy.contract import classify_name, preprocess_name, rank_name
 from sepvit_deploy.errors import InputError
-from sepvit_deploy.images import decode_image, preprocess
+from sepvit_deploy.images import MAX_UPLOAD_PIXELS, decode_image, preprocess
 from sepvit_deploy.triton import config
 from sepvit_deploy.triton.messages import as_text
-from sepvit_deploy.triton.served import FILES, Served, Serving
+from sepvit_deploy.triton.served import CONFIG, CPU_CONFIG, FILES, Served, Serving
 
-CONFIG, CPU_CONFIG, WARMUP = "config.pbtxt", "configs/cpu.pbtxt", "warmup"
-MAX_PIXELS = 32_000_000
-"""Of a picture that a client sends: 96 MB once it is decoded, in each preprocessing instance."""
+WARMUP = "warmup"
 Content = bytes | Path
 
 
@@ -79,7 +77,7 @@ def _model(served: Served, serving: Serving) -> Model:
 
 
 def _preprocess(served: Served, serving: Serving) -> Model:
-    settings = {"preprocessing": served.preprocessing.to_dict(), "max_pixels": MAX_PIXELS}
+    settings = {"preprocessing": served.preprocessing.to_dict(), "max_pixels": MAX_UPLOAD_PIXELS}
     picture = _photograph()
     element = len(picture).to_bytes(4, "little") + picture  # Triton's form of BYTES
     return Model(

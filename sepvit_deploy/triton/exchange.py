@@ -7,9 +7,10 @@ from itertools import zip_longest
 
 from sepvit_deploy.errors import InputError
 from sepvit_deploy.triton.config import LABELS
-from sepvit_deploy.triton.contents import CONFIG, Model
+from sepvit_deploy.triton.contents import Model
 from sepvit_deploy.triton.messages import Message, parse, type_name
 from sepvit_deploy.triton.repository import ModelFolder
+from sepvit_deploy.triton.served import CONFIG
 
 SETTINGS = ("preprocessing.json", "ranking.json")
 """Beside a Python model: what it does to a picture, or what it calls a class."""
@@ -54,6 +55,13 @@ def changed_settings(model: Model, old: ModelFolder) -> tuple[str, ...]:
     return tuple(
         entry.name for entry in now.DESCRIPTOR.fields if getattr(now, entry.name) != getattr(before, entry.name)
     )
+
+
+def lowers_limit(model: Model, old: ModelFolder) -> bool:
+    """True where a config takes smaller batches than the one that was there."""
+    content = model.shared[CONFIG]
+    assert isinstance(content, bytes)
+    return old.config is not None and parse(content.decode()).max_batch_size < old.config.max_batch_size
 
 
 def _content(old: ModelFolder, place: str) -> bytes:

@@ -12,7 +12,7 @@ import os
 import shlex
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sepvit_deploy.errors import OutputError
@@ -24,10 +24,13 @@ LOCK_SECONDS = 120.0
 
 
 @contextlib.contextmanager
-def staging(repository: Path) -> Iterator[Path]:
+def staging(repository: Path, warn: Callable[[str], None]) -> Iterator[Path]:
     """A hidden folder to build in, on the repository's file system, gone at the end; one writer at a time has one.
 
     What an earlier writer left, who was killed, is removed first.
+
+    Args:
+        warn: told where nothing keeps a second writer out.
 
     Raises:
         OutputError: the repository cannot be made or written, or another writer does not end.
@@ -39,6 +42,11 @@ def staging(repository: Path) -> Iterator[Path]:
             with _one_writer(repository) as alone:
                 if alone:
                     _sweep(repository)
+                else:
+                    warn(
+                        f"the file system of {repository} has no locks, so nothing keeps a second writer out, and "
+                        "two at once may undo each other's settings: let one write at a time"
+                    )
                 stage = _stage(repository)
                 try:
                     yield stage

@@ -18,7 +18,7 @@ from sepvit_deploy.building import EngineFacts
 from sepvit_deploy.errors import GraphError, InputError, SepvitError
 from sepvit_deploy.graph import MAX_BYTES
 from sepvit_deploy.triton.messages import Message, parse, schema
-from sepvit_deploy.triton.served import FILES
+from sepvit_deploy.triton.served import CONFIG, FILES
 
 MAX_CONFIG_BYTES = 1 << 20
 MAX_MODELS = 10_000
@@ -95,7 +95,7 @@ class ModelFolder:
     @property
     def config(self) -> Message | None:
         """What ``config.pbtxt`` says, where it can be read."""
-        return next((config.message for config in self.configs if config.place == "config.pbtxt"), None)
+        return next((config.message for config in self.configs if config.place == CONFIG), None)
 
     def served(self, message: Message) -> list[Version]:
         """The versions that a config's policy serves, of those that there are."""
@@ -204,10 +204,8 @@ def _model(path: Path, base: Path) -> ModelFolder:
         names = sorted(entry.name for entry in os.scandir(path) if entry.is_dir())
         more = sorted(os.listdir(path / "configs")) if os.path.isdir(path / "configs") else []
     except OSError as error:
-        return ModelFolder(
-            path.name, path, base, (Config("config.pbtxt", None, f"the folder is unreadable ({error})"),)
-        )
-    for place in ("config.pbtxt", *(f"configs/{name}" for name in more if name.endswith(".pbtxt"))):
+        return ModelFolder(path.name, path, base, (Config(CONFIG, None, f"the folder is unreadable ({error})"),))
+    for place in (CONFIG, *(f"configs/{name}" for name in more if name.endswith(".pbtxt"))):
         configs.append(_config(path, base, place))
     for name in names:
         if re.fullmatch("[1-9][0-9]{0,8}", name, re.ASCII):

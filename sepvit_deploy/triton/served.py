@@ -5,23 +5,24 @@ A limit is the most images that the server joins into one run: Triton's max_batc
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sepvit_deploy.building import Precision, Profile
+from sepvit_deploy.building import Profile
 from sepvit_deploy.classes import TOP
+from sepvit_deploy.contract import MAX_DELAY_US
 from sepvit_deploy.errors import OptionError, PlanError
 from sepvit_deploy.spec import MAX_BATCH, ModelSpec, Preprocessing
 
 Kind = Literal["plan", "onnx"]
 FILES: dict[Kind, str] = {"plan": "model.plan", "onnx": "model.onnx"}
 """What Triton calls the file of a version."""
+CONFIG, CPU_CONFIG = "config.pbtxt", "configs/cpu.pbtxt"
+"""Where a model's folder says how it is served, and how where there is no GPU."""
 ONNX_LIMIT = 8
 """For an ONNX file, which takes any batch: beyond it, a CPU only makes each request wait longer."""
-LONGEST_NAME = 80
-MAX_INSTANCES, MAX_DELAY_US = 64, 10_000_000
+MAX_INSTANCES = 64
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,6 @@ class Served:
     onnx: Path | None
     spec: ModelSpec
     preprocessing: Preprocessing
-    precision: Precision
     outputs: dict[str, tuple[int, ...]]
     batch: int | None
     profiles: tuple[Profile, ...]
@@ -101,12 +101,6 @@ class Serving:
         ):
             if value is not None and not least <= value <= most:
                 raise OptionError(f"{option} {value}", expected=f"{least} to {most}")
-
-
-def name_of(path: Path) -> str:
-    """What a model is called where nobody says it: the file's name without its last suffix, in letters Triton takes."""
-    cleaned = re.sub("[^A-Za-z0-9_.-]+", "_", path.stem).lstrip(".-")[:LONGEST_NAME]
-    return cleaned or "model"
 
 
 def covered(profiles: tuple[Profile, ...]) -> int:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from sepvit_deploy.artifact import sha256
-from sepvit_deploy.errors import OptionError
+from sepvit_deploy.errors import InputError, OptionError
 from sepvit_deploy.triton import placing
 from sepvit_deploy.triton.contents import Content, Model, models
-from sepvit_deploy.triton.exchange import changed_settings, require_exchangeable
+from sepvit_deploy.triton.exchange import changed_settings, lowers_limit, require_exchangeable
 from sepvit_deploy.triton.linting import lint
 from sepvit_deploy.triton.repository import ModelFolder, read_repository
 from sepvit_deploy.triton.rules import Finding
+from sepvit_deploy.triton.rules.engines import VERSION_COMPATIBLE
 from sepvit_deploy.triton.served import Served, Serving
+from sepvit_deploy.triton_releases import ALLOW_VERSION_COMPATIBLE
 
 Change = Literal["new model", "new version", "new settings", "unchanged"]
 
@@ -38,11 +41,16 @@ class Placed:
 
 @dataclass(frozen=True)
 class Written:
-    """What was written, and what the linter warns of in it."""
+    """What was written, and what the linter warns of in it.
+
+    Attributes:
+        flags: that a server of this repository needs.
+    """
 
     repository: Path
     placed: tuple[Placed, ...]
     warnings: tuple[Finding, ...]
+    flags: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """A plain dictionary that JSON can hold."""
@@ -50,17 +58,23 @@ class Written:
             "repository": str(self.repository),
             "models": [asdict(each) for each in self.placed],
             "warnings": [asdict(each) for each in self.warnings],
+            "flags": list(self.flags),
         }
 
 
-def write(repository: Path, served: Sequence[Served], serving: Serving) -> Written:
+def write(
+    repository: Path, served: Sequence[Served], serving: Serving, warn: Callable[[str], None] = lambda text: None
+) -> Written:
     """Write models, each with what belongs to it.
 
     A file that is the newest version already becomes no other one. A version is never overwritten.
 
+    Args:
+        warn: told where a second writer would not be kept out.
+
     Raises:
         OptionError: two models have one name, or the version is there already.
-        InputError: what is there under a name is another kind of model.
+        InputError: what is there under a name is another kind of model, or a file to copy cannot be read.
         RepositoryFailed: a server would refuse the result; nothing was changed.
         OutputError: the repository cannot be written.
     """
@@ -68,7 +82,8 @@ def write(repository: Path, served: Sequence[Served], serving: Serving) -> Writt
     counts = Counter(model.name for _, model in asked)
     if clashing := [name for name, count in counts.items() if count > 1]:
         raise OptionError(f"two models would be called {clashing[0]}", hint="write one of them with another --name")
-    with placing.staging(repository) as stage:
+    sources = {path for _, model in asked for path in model.version.values() if isinstance(path, Path)}
+    with placing.staging(repository, warn) as stage, _reading(sources):
         old = read_repository(repository)
         itself_first = sorted(asked, key=lambda pair: pair[0] != pair[1].name)
         for _, model in itself_first:
@@ -81,9 +96,30 @@ def write(repository: Path, served: Sequence[Served], serving: Serving) -> Writt
         found = lint(old.with_models(read_repository(stage)))
         own = [finding for finding in found.findings if finding.model in counts]
         replace(found, repository=repository, findings=tuple(own)).require_passed()
-        for each in placed:  # in the order in which one uses another
-            _move(stage / each.model, repository / each.model, each)
-    return Written(repository, tuple(placed), tuple(own))
+        # In the order in which one uses another; but where batches become smaller it is turned round, for an ensemble
+        # may never take more than its steps.
+        before = old.models
+        lower = {model.name for _, model in asked if model.name in before and lowers_limit(model, before[model.name])}
+        for each in reversed(placed):
+            if each.model in lower:
+                _move(stage / each.model, repository / each.model, each, settings_first=True)
+        for each in placed:
+            if each.model not in lower:
+                _move(stage / each.model, repository / each.model, each)
+    compatible = any(finding.rule == VERSION_COMPATIBLE for finding in found.findings)
+    return Written(repository, tuple(placed), tuple(own), (ALLOW_VERSION_COMPATIBLE,) if compatible else ())
+
+
+@contextlib.contextmanager
+def _reading(sources: set[Path]) -> Iterator[None]:
+    """Tell trouble with a file that is copied from trouble with the repository."""
+    try:
+        yield
+    except OSError as error:
+        # With a second name it is of the copying, and which of the two is at fault is not known.
+        if error.filename2 is None and Path(str(error.filename)) in sources:
+            raise InputError(f"{error.filename} cannot be read any more ({error.strerror})") from error
+        raise
 
 
 def _stage(stage: Path, model: Model, old: ModelFolder | None, asked: int | None) -> Placed:
@@ -107,19 +143,26 @@ def _stage(stage: Path, model: Model, old: ModelFolder | None, asked: int | None
     return placed
 
 
-def _move(staged: Path, target: Path, placed: Placed) -> None:
-    """Let a server see it. A version comes before its settings: it serves under the old ones just as well."""
+def _move(staged: Path, target: Path, placed: Placed, *, settings_first: bool = False) -> None:
+    """Let a server see it.
+
+    A version comes before its settings: it serves under the old ones just as well. It does not where it takes smaller
+    batches than they say; then they come first, for the older versions serve under the new ones.
+    """
     if placed.change == "new model":
         placing.place(staged, target)
         return
     version = str(placed.version)
-    if placed.change == "new version":
+    if placed.change == "new version" and not settings_first:
         placing.place(staged / version, target / version)
     if placed.change != "unchanged":
-        for parent, _, files in os.walk(staged):
+        for parent, folders, files in os.walk(staged):
+            folders[:] = [folder for folder in folders if folder != version]
             for name in files:
                 place = Path(parent, name)
                 placing.update(place, target / place.relative_to(staged))
+    if placed.change == "new version" and settings_first:
+        placing.place(staged / version, target / version)
 
 
 def _holds(folder: Path, files: dict[str, Content]) -> bool:

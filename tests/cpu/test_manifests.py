@@ -16,7 +16,7 @@ import yaml
 from sepvit_deploy import plans
 from sepvit_deploy.artifact import Parent, Passport, write_with_passport
 from sepvit_deploy.building import EngineFacts, NetworkFacts, Profile
-from sepvit_deploy.errors import CheckFailed
+from sepvit_deploy.errors import ManifestFailed
 from sepvit_deploy.gpu import Device
 from sepvit_deploy.manifests import kserve, kserve_classes, monitoring, ray, typed
 from sepvit_deploy.manifests.asked import Cluster, Replicas
@@ -45,7 +45,9 @@ FACTS = EngineFacts(
     inspection=None,
 )
 CLUSTER = Cluster("sepvit_t", True, "ab" * 32, True, "25.10-py3", "pvc://models/sepvit", Replicas(1, 4))
-KSERVE = ("--for", "kserve", "--storage-uri", "s3://models/sepvit", "--name", "sepvit_t")
+STORED = ("--for", "kserve", "--storage-uri", "s3://models/sepvit")
+KSERVE = (*STORED, "--name", "sepvit_t")
+IMAGE = ("--image", "mirror.example/sepvit:7")
 
 
 def onnx_model(folder: Path, spec: ModelSpec = SPEC) -> Path:
@@ -82,7 +84,6 @@ def test_a_plan_on_kserve(tmp_path: Path) -> None:
     done = call("manifests", plan(tmp_path), *KSERVE, "--output", tmp_path / "out", "--namespace", "vision")
     assert done.code == 0, done
     assert "sepvit_t (sepvit-t in Kubernetes)" in done.out
-    assert "sepvit-deploy triton tiny.plan --name sepvit_t" in done.out
     assert "docker build --tag sepvit-t:25.10" in done.out
     documents = written(tmp_path / "out")
     assert sorted(documents) == [
@@ -130,6 +131,49 @@ def test_an_onnx_file_on_cpus_and_on_gpus(tmp_path: Path) -> None:
     assert found["model"]["image"] == "mirror.example/sepvit:7"
     assert found["model"]["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert {"hpa.yaml", "prometheusrule.yaml"} <= written(tmp_path / "gpu").keys()
+
+
+def test_what_is_to_be_typed_can_be_typed(tmp_path: Path) -> None:
+    folder = tmp_path / "a b"
+    folder.mkdir()
+    command = ("manifests", plan(folder), *STORED, "--output", tmp_path / "out", "--json")
+    done = call(*command, *IMAGE)
+    triton, upload, *rest = done.document["commands"]
+    assert triton.startswith(f"sepvit-deploy triton '{folder}/tiny.plan' --name tiny --repository model_repository")
+    assert upload == "aws s3 sync model_repository s3://models/sepvit"
+    assert rest == [
+        f"docker build --tag mirror.example/sepvit:7 {tmp_path / 'out'}",
+        "docker push mirror.example/sepvit:7",
+        f"kubectl apply -k {tmp_path / 'out'}",
+    ]
+    assert done.err == ""
+    done = call(*command[:3], "kserve", "--storage-uri", "pvc://models/t", *command[6:8], "--output", tmp_path / "pvc")
+    assert "# put what is in model_repository at pvc://models/t, in a pod that mounts the claim" in done.out
+
+
+def test_an_image_that_is_in_no_registry_is_never_pulled(tmp_path: Path) -> None:
+    done = call("manifests", plan(tmp_path), *KSERVE, "--output", tmp_path / "out")
+    assert done.code == 0
+    assert "warning: the image sepvit-t:25.10 is in no registry" in done.err
+    assert "docker push" not in done.out + (tmp_path / "out" / "Dockerfile").read_text(encoding="utf-8")
+    assert predictor(tmp_path / "out")["model"]["imagePullPolicy"] == "Never"
+    assert call("manifests", plan(tmp_path), *KSERVE, *IMAGE, "--output", tmp_path / "own").code == 0
+    assert "imagePullPolicy" not in predictor(tmp_path / "own")["model"]
+
+
+def test_a_version_compatible_plan_is_allowed_to_load(tmp_path: Path) -> None:
+    free = plan(tmp_path, replace(FACTS, version_compatible=True))
+    assert call("manifests", free, *KSERVE, "--output", tmp_path / "out").code == 0
+    flag = "--backend-config=tensorrt,version-compatible=true"
+    assert predictor(tmp_path / "out")["model"]["args"] == [flag]
+
+
+def test_a_model_is_called_as_in_a_repository_of_triton(tmp_path: Path) -> None:
+    model = onnx_model(tmp_path).rename(tmp_path / "my model.onnx")
+    (tmp_path / "tiny.onnx.json").rename(f"{model}.json")
+    for target in (STORED, ("--for", "ray")):
+        done = call("manifests", model, *target, "--output", tmp_path / target[1], "--json")
+        assert done.document["name"] == "my_model"
 
 
 def test_the_same_command_writes_the_same_bytes(tmp_path: Path) -> None:
@@ -309,7 +353,7 @@ def test_a_fault_in_a_configuration_of_ray_is_found(plant: Plant, words: str) ->
     application = ray.Application("m", "a.b:c", {"model": "m"}, 8, 16, 64, 1, False, Replicas(1, 3))
     document = ray.config(application)
     plant(document)
-    with pytest.raises(CheckFailed) as caught:
+    with pytest.raises(ManifestFailed) as caught:
         ray.require_schema(document)
     assert words in str(caught.value)
 
@@ -324,13 +368,13 @@ def test_no_key_of_a_configuration_of_ray_can_be_misspelt_and_no_type_be_wrong()
         table = table_at(faulty, tuple(path))
         if not isinstance(table[key], dict | list):
             table[key] = object()
-            with pytest.raises(CheckFailed):
+            with pytest.raises(ManifestFailed):
                 ray.require_schema(faulty)
         if isinstance(key, str):
             faulty = copy.deepcopy(document)
             table = table_at(faulty, tuple(path))
             table[f"{key}x"] = table.pop(key)
-            with pytest.raises(CheckFailed):
+            with pytest.raises(ManifestFailed):
                 ray.require_schema(faulty)
 
 
@@ -425,6 +469,6 @@ sys.exit(first or run([*sys.argv[1:-1], sys.argv[-1] + "-2"]) or bool(left))
 
 
 def test_a_child_says_nothing_but_its_result(tmp_path: Path) -> None:
-    done = spawn("manifests", onnx_model(tmp_path), *KSERVE, "--output", tmp_path / "out", "--json")
+    done = spawn("manifests", onnx_model(tmp_path), *KSERVE, *IMAGE, "--output", tmp_path / "out", "--json")
     assert done.err == ""
     assert done.document["resource"] == "sepvit-t"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import http.client
 import io
 import json
@@ -27,6 +28,7 @@ from PIL import Image
 
 from sepvit_deploy import artifact
 from sepvit_deploy.artifact import Parent, Passport, write_with_passport
+from sepvit_deploy.contract import RAY_PROBE
 from sepvit_deploy.errors import DeviceError, OptionError, PassportError
 from sepvit_deploy.pipeline import ray_serving
 from sepvit_deploy.predict import predict
@@ -66,9 +68,9 @@ def model(folder: Path) -> Path:
     return path
 
 
-def picture(colour: tuple[int, int, int], side: int = 256, kind: str = "PNG") -> bytes:
+def picture(colour: tuple[int, int, int], side: int = 256, width: int | None = None, kind: str = "PNG") -> bytes:
     content = io.BytesIO()
-    Image.new("RGB", (side, side), colour).save(content, kind)
+    Image.new("RGB", (width or side, side), colour).save(content, kind)
     return content.getvalue()
 
 
@@ -91,10 +93,10 @@ class Server:
     folder: Path
 
     def ask(
-        self, body: bytes = b"", path: str = "/v1/classify", method: str = "POST", kind: str = "image/png"
+        self, body: bytes = b"", path: str = "/v1/classify", method: str = "POST", kind: str = "image/png", **more: str
     ) -> Answer:
         with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)) as connection:
-            connection.request(method, path, body=body, headers={"Content-Type": kind})
+            connection.request(method, path, body=body, headers={"Content-Type": kind} | more)
             return read(connection)
 
     def ask_at_once(self, bodies: list[bytes]) -> list[Answer]:
@@ -129,6 +131,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
     limits = ("--batch-wait-ms", "100", "--max-ongoing", "4", "--max-queued", "8", "--max-body-mb", "1")
     done = call(*command, *options, *limits, "--max-megapixels", "1")
     assert done.code == 0, done
+    assert f"probes: GET http://127.0.0.1:{port}/-/healthz" in done.out
     short = tempfile.mkdtemp(prefix="ray-")  # sockets lie in it, whose addresses have 107 characters at most
     log = folder / "log.txt"
     with log.open("wb") as output:
@@ -214,7 +217,9 @@ def what_is_asked_wrongly_is_refused_with_a_reason(server: Server) -> None:
         (server.ask(whole[: len(whole) // 2]), 400, "cannot be read"),
         (server.ask(picture(COLOURS[0], side=1200)), 413, "at most 1 megapixels"),
         (server.ask(large.getvalue()), 413, "the body is larger than 1 MB"),
+        (server.ask(picture(COLOURS[0], side=1, width=1500)), 413, "256x384000 pixels; expected at most 1 megapixels"),
         (server.ask(whole, kind="application/json"), 415, "is not taken"),
+        (server.ask(gzip.compress(whole), **{"Content-Encoding": "gzip"}), 415, "Content-Encoding 'gzip' is not taken"),
         (server.ask(whole, path="/v1/classify?top=none"), 400, "top is 'none'"),
         (server.ask(whole, path="/v1/classify?top=0"), 400, "expected 1 to 1000"),
         (server.ask(whole, path="/v1/other"), 404, "there is no '/v1/other'"),
@@ -226,6 +231,7 @@ def what_is_asked_wrongly_is_refused_with_a_reason(server: Server) -> None:
     assert server.ask(method="GET").headers["allow"] == "POST"
     assert len(server.ask(whole, path="/v1/classify?top=2").document["classes"]) == 2
     assert server.ask(path="/v2/health/live", method="GET").document == {"model": "colours"}
+    assert server.ask(path=RAY_PROBE, method="GET").status == 200
 
 
 def more_than_may_wait_are_sent_away(server: Server) -> None:

@@ -24,7 +24,8 @@ FEWER = {
 
 @SKIP
 def test_the_readmes_commands_run(tmp_path: Path) -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Serving")[0]  # test_readme_serving.py has that
+    # test_readme_serving.py has the rest
+    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Serving")[0]
     typed = [command for command in commands(text) if not command.startswith(("make", "source"))]
     main, precision, engines, latency = typed[:3], typed[3:9], typed[9:15], typed[15:]
     assert [command.split()[1] for command in main] == ["export", "check", "bench"]

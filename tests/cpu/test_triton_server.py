@@ -258,6 +258,10 @@ def test_what_is_no_picture_is_refused(client: Any) -> None:
         (b"GIF89a", "picture 1 of 1 is not a picture"),
         (photo[: len(photo) // 2], "picture 1 of 1 cannot be read"),
         (large.getvalue(), "picture 1 of 1 has 5000x8000 pixels; expected at most 32 megapixels"),
+        (
+            picture("RGB", (1500, 1), "PNG"),
+            "1x1500, resized has 256x384000 pixels; expected at most 32",
+        ),
     ):
         assert reason in refusal(client, "lite_classify", ("image", encoded(content)))
     assert "picture 2 of 2 is not a picture" in refusal(client, "lite_classify", ("image", encoded(photo, b"no")))

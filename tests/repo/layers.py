@@ -23,7 +23,7 @@ ROWS: tuple[tuple[int, str], ...] = (
     (0, "published"),
     (1, "spec likeness inspector"),
     (1, "artifact images labels building classes contract"),
-    (1, "image_sets scales journal accuracy deployment latency"),
+    (1, "image_sets scales journal accuracy deployment latency uploads"),
     (1, "spec_file"),
     (1, "builders"),
     (2, "graph model"),

@@ -25,7 +25,7 @@ def test_the_tree_at_the_top_of_the_module_is_the_tree() -> None:
     drawn = {}
     above = ["", ""]
     for line in errors.__doc__.splitlines():
-        if match := re.match(r"    (\|?\s*[|`]-- |\|   [|`]-- |    [|`]-- )?(\w+) {2,}(\d?)", line):
+        if match := re.match(r"    ((?:[| ]   )*[|`]-- )?(\w+) {2,}(\d?)", line):
             depth = len(match[1] or "") // 4
             above[depth:] = [match[2]]
             drawn[match[2]] = above[depth - 1] if depth else "Exception"

@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import re
+import tracemalloc
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +18,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sepvit_deploy.errors import ImageError
-from sepvit_deploy.images import decode_image, image_files, image_set_digest, load_batch, load_image, preprocess
+from sepvit_deploy.errors import ImageError, ImageTooLarge
+from sepvit_deploy.images import (
+    MAX_UPLOAD_PIXELS,
+    decode_image,
+    image_files,
+    image_set_digest,
+    load_batch,
+    load_image,
+    preprocess,
+)
 from sepvit_deploy.spec import Preprocessing
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "chelsea.jpg"
@@ -109,6 +118,19 @@ def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path, dtype: str, file_form
     loaded = load_image(written(tmp_path / "a", encoded(Image.fromarray(values), file_format)))
     expected = np.array([[0, 0, 1, 1], [128, 254, 255, 255]])
     assert np.array_equal(np.asarray(loaded), np.repeat(expected[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize("dtype", ["<u2", "<i4"])
+def test_every_value_of_16_bits_is_the_nearest_of_8_and_takes_little_memory(dtype: str) -> None:
+    values = np.arange(65536).reshape(256, 256)
+    content = encoded(Image.fromarray(np.tile(values.astype(dtype), (4, 4))), "TIFF")
+    tracemalloc.start()
+    decoded = np.asarray(decode_image(content))
+    peak = tracemalloc.get_traced_memory()[1]  # of numpy's copies; Pillow's are not traced
+    tracemalloc.stop()
+    expected = np.tile((values + 128) // 257, (4, 4))
+    assert np.array_equal(decoded, np.repeat(expected[..., None], 3, axis=2))
+    assert peak < 16 * expected.size
 
 
 def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
@@ -370,6 +392,10 @@ def test_a_picture_too_long_to_resize_is_refused() -> None:
     with refused(message):
         preprocess(image, CLASSIFY, name="strip.png")
     assert preprocess(image, Preprocessing((32, 32), None)).shape == (3, 32, 32)
+    sliver = Image.new("RGB", (1500, 1))
+    with pytest.raises(ImageTooLarge, match="1x1500, resized has 256x384000 pixels; expected at most 32 mega"):
+        preprocess(sliver, CLASSIFY, max_pixels=MAX_UPLOAD_PIXELS)
+    assert preprocess(sliver, CLASSIFY).shape == (3, 224, 224)
 
 
 @pytest.mark.parametrize("image", [Image.new("L", (3, 2)), Image.new("RGBA", (3, 2))])

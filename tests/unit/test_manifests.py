@@ -247,6 +247,23 @@ def test_the_image_is_the_matching_triton_with_pillow() -> None:
     assert "RUN " not in dockerfile(cluster(classifies=False))
 
 
+@pytest.mark.parametrize(
+    ("image", "registry"),
+    [
+        ("", False),
+        ("sepvit:7", False),
+        ("sepvit/t:7", False),
+        ("docker.io/sepvit/t:7", True),
+        ("localhost/t:7", True),
+        ("mirror:5000/t:7", True),
+    ],
+)
+def test_an_image_without_a_registry_is_a_name_of_docker_hub(image: str, registry: bool) -> None:
+    asked = cluster(image=image)
+    assert asked.has_registry is registry
+    assert (f"#     docker push {asked.own_image}\n" in dockerfile(asked)) is registry
+
+
 def test_a_folder_takes_the_same_files_again_and_nothing_else(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     write_folder(folder, {"a.yaml": "a: 1\n", "b.yaml": "b: 2\n"})

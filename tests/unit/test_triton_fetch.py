@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -28,16 +30,57 @@ def test_another_platform_has_no_server(
     assert capsys.readouterr().out == f"no Triton server for the tests: {reason}"
 
 
+def pip_gives(monkeypatch: pytest.MonkeyPatch, folder: Path, *packages: str, wheel: bytes = b"") -> None:
+    """A platform that can have a server, and a pip that fetches these packages and no others."""
+    monkeypatch.setattr(fetch_triton, "require_platform", lambda: folder)
+
+    def pip(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+        if command[-1] not in packages:
+            return subprocess.CompletedProcess(command, 1, "", "looking\nERROR: No matching distribution found")
+        Path(command[command.index("--dest") + 1], "a.whl").write_bytes(wheel)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", pip)
+
+
 def test_without_a_network_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch_triton, "require_platform", lambda: tmp_path)
-
-    def refuse(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.CompletedProcess(command, 1, "", "looking\nERROR: No matching distribution found")
-
-    monkeypatch.setattr(subprocess, "run", refuse)
+    pip_gives(monkeypatch, tmp_path)
     run(monkeypatch, tmp_path)
     reason = (tmp_path / UNAVAILABLE).read_text(encoding="utf-8")
-    assert reason == "pip cannot fetch nvidia-pytriton==0.7.0: ERROR: No matching distribution found\n"
+    why = "pip cannot fetch nvidia-pytriton==0.7.0: ERROR: No matching distribution found"
+    assert reason == f"the package index does not answer ({why})\n"
+    assert not (tmp_path / MARK).exists()
+
+
+def zipped(damaged: bool) -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("pytriton/tritonserver/bin/tritonserver", "program" * 99)
+    data = bytearray(content.getvalue())
+    if damaged:
+        data[80] ^= 0xFF
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("packages", "wheel", "words"),
+    [
+        (("pip",), b"", "pip cannot fetch nvidia-pytriton==0.7.0: ERROR"),
+        (("pip", fetch_triton.WHEEL), b"no archive", "nvidia-pytriton==0.7.0 is damaged (File is not a zip file)"),
+        (("pip", fetch_triton.WHEEL), zipped(damaged=True), "nvidia-pytriton==0.7.0 is damaged ("),
+        (("pip", fetch_triton.WHEEL), zipped(damaged=False), "No such file or directory"),  # without the backend's stub
+    ],
+)
+def test_a_server_that_could_be_here_does_not_stay_away_in_silence(
+    packages: tuple[str, ...], wheel: bytes, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pip_gives(monkeypatch, tmp_path, *packages, wheel=wheel)
+    (tmp_path / UNAVAILABLE).write_text("no network")
+    with pytest.raises(SystemExit) as caught:
+        run(monkeypatch, tmp_path)
+    assert str(caught.value).startswith("a Triton server for the tests could be here, and was not fetched: ")
+    assert words in str(caught.value)
+    assert not (tmp_path / UNAVAILABLE).exists()
     assert not (tmp_path / MARK).exists()
 
 

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 
 from sepvit_deploy.artifact import read_passport, sha256
 from sepvit_deploy.building import Profile
-from sepvit_deploy.contract import require_name
-from sepvit_deploy.errors import OptionError, OutputError, PlanError
+from sepvit_deploy.contract import name_of, require_name
+from sepvit_deploy.errors import InputError, OptionError, OutputError, PlanError
 from sepvit_deploy.pipeline.repository import write_repository
 from sepvit_deploy.spec import ModelSpec
-from sepvit_deploy.triton import Served, Serving, lint, name_of, placing, read_repository
+from sepvit_deploy.triton import Served, Serving, lint, placing, read_repository
 from sepvit_deploy.triton import config as configs
 from sepvit_deploy.triton import write as triton_write
 from sepvit_deploy.triton.messages import as_text, parse
@@ -108,6 +108,24 @@ def test_cuda_graphs_are_captured_for_the_usual_batches(files: Path, tmp_path: P
     assert not config(tmp_path, "a", "configs/cpu.pbtxt").HasField("optimization")
     done = call("triton", files / "a.onnx", "--cuda-graphs", "--repository", tmp_path)
     complaint(done, "--cuda-graphs with", "expected a plan")
+
+
+def test_cuda_graphs_of_several_profiles_are_refused(files: Path, tmp_path: Path) -> None:
+    done = call("triton", files / "joined.plan", "--cuda-graphs", "--repository", tmp_path / "r")
+    complaint(done, "in several profiles: 1 to 4, 4 to 32; expected one profile", "--profile 1,8,32")
+    write(tmp_path / "r", files / "gap.plan", "--cuda-graphs", "--max-batch", "1", "--no-ensemble")
+
+
+def test_a_server_is_told_of_version_compatible_plans(files: Path, tmp_path: Path) -> None:
+    flag = "--backend-config=tensorrt,version-compatible=true"
+    done = call("triton", files / "a.plan", "--repository", tmp_path / "r")
+    assert flag not in done.out + done.err
+    compatible = plan_file(tmp_path / "b.plan", files / "a.onnx", version_compatible=True)
+    done = call("triton", compatible, "--repository", tmp_path / "r")
+    assert f" {flag}; without one" in " ".join(done.out.split())
+    assert f"b/1 is version-compatible: start the server with {flag}" in done.err
+    done = call("triton", files / "a.plan", "--repository", tmp_path / "r", "--json")  # b is still there
+    assert done.document["flags"] == [flag]
 
 
 def test_profiles_that_cover_a_batch_together_are_all_listed(files: Path, tmp_path: Path) -> None:
@@ -254,6 +272,35 @@ def test_what_a_server_would_refuse_changes_nothing(files: Path, tmp_path: Path)
     write(root, newer, "--no-ensemble", "--max-batch", "16")
 
 
+@pytest.mark.parametrize("batches", [(32, 16), (16, 32)])
+def test_at_no_moment_is_a_batch_allowed_that_a_model_does_not_take(
+    batches: tuple[int, int], files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that polls sees the repository after each step of the writer."""
+    root = tmp_path / "r"
+    first = plan_file(tmp_path / "first.plan", files / "a.onnx", Profile(1, 8, 32))
+    second = plan_file(tmp_path / "second.plan", files / "a.onnx", Profile(1, 8, batches[1]), level=5)
+    write(root, first, "--name", "a", "--max-batch", str(batches[0]))
+    found, steps = [], 0
+
+    def watched(step: Any) -> Any:
+        def take(staged: Path, target: Path) -> None:
+            nonlocal steps
+            step(staged, target)
+            steps += 1
+            seen = lint(read_repository(root)).errors
+            found.extend(each for each in seen if each.rule in ("batch-profile", "ensemble-batch"))
+
+        return take
+
+    monkeypatch.setattr(placing, "place", watched(placing.place))
+    monkeypatch.setattr(placing, "update", watched(placing.update))
+    assert write(root, second, "--name", "a")["a"] == 2
+    assert steps > 4
+    assert found == []
+    assert config(root, "a_classify").max_batch_size == batches[1]
+
+
 def test_a_fallback_that_is_there_needs_an_onnx_file_in_each_version(files: Path, tmp_path: Path) -> None:
     root, alone = tmp_path / "r", tmp_path / "alone"
     write(root, files / "a.plan", "--no-ensemble")
@@ -328,6 +375,24 @@ def test_a_folder_that_appears_meanwhile_is_left_as_it_is(
     assert left_over(tmp_path / "r" / "a") == ["theirs"]
 
 
+def test_where_nothing_locks_that_is_told(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    done = call("triton", files / "a.onnx", "--repository", tmp_path / "r")
+    assert done.code == 0
+    assert f"warning: the file system of {tmp_path / 'r'} has no locks" in done.err
+
+
+def test_a_file_that_vanishes_is_no_fault_of_the_repository(tmp_path: Path) -> None:
+    gone = tmp_path / "gone.onnx"
+    with pytest.raises(InputError, match=r"gone\.onnx cannot be read any more \(No such file") as caught:
+        triton_write(tmp_path / "r", [served(path=gone, onnx=gone)], Serving(ensemble=False))
+    assert not isinstance(caught.value, OutputError)
+    assert left_over(tmp_path) == []
+
+
 def test_a_full_disk_leaves_nothing(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(source: Path, target: Path) -> None:
         target.write_bytes(b"half")
@@ -382,7 +447,7 @@ def served(**more: Any) -> Served:
     spec = ModelSpec.from_dict(model_spec())
     known: dict[str, Any] = {
         **{"name": "a", "kind": "onnx", "path": Path("a.onnx"), "sha256": "ab" * 32, "onnx": None, "spec": spec},
-        **{"preprocessing": spec.preprocessing, "precision": "fp32", "outputs": {"logits": (5,)}, "batch": None},
+        **{"preprocessing": spec.preprocessing, "outputs": {"logits": (5,)}, "batch": None},
         **{"profiles": (), "signed_int8": False, "labels": None},
     }
     return Served(**known | more)

@@ -73,7 +73,7 @@ class TritonPythonModel:
                 picture = decode_image(value.item(), name=name, max_pixels=self._max_pixels)
             else:
                 picture = self._from_pixels(value, name)
-            inputs.append(preprocess(picture, self._preprocessing, name=name))
+            inputs.append(preprocess(picture, self._preprocessing, name=name, max_pixels=self._max_pixels))
         return np.stack(inputs)
 
     def _from_pixels(self, pixels: NDArray[np.uint8], name: str) -> Image.Image:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+from sepvit_deploy.classes import MAX_LABEL_BYTES
 from sepvit_deploy.errors import InputError
 from sepvit_deploy.triton.messages import Message, schema
 from sepvit_deploy.triton.repository import Repository
 from sepvit_deploy.triton.rules.rule import rule
+from sepvit_deploy.triton.served import CPU_CONFIG
 
-MAX_LABEL_BYTES = 1 << 26
-CPU_PLACE = "configs/cpu.pbtxt"
 MAY_DIFFER = ("platform", "backend", "default_model_filename", "instance_group", "optimization", "parameters")
 """What may be another on a CPU; all else is what a client meets, and how the server keeps itself alive."""
 
@@ -83,7 +83,7 @@ def _graphs(repository: Repository) -> Iterator[tuple[str, str]]:
 def _cpu(repository: Repository) -> Iterator[tuple[str, str]]:
     kinds = schema().ModelInstanceGroup
     for model, config, message in repository.configs():
-        if config.place != CPU_PLACE or model.config is None:
+        if config.place != CPU_CONFIG or model.config is None:
             continue
         other, place = model.config, f"{model.name}/{config.place}"
         names = [entry.name for entry in message.DESCRIPTOR.fields if entry.name not in MAY_DIFFER]

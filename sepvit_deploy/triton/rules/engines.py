@@ -6,14 +6,16 @@ import re
 from collections.abc import Iterator
 
 from sepvit_deploy.building import EngineFacts, Profile
-from sepvit_deploy.triton.messages import Message, type_name
+from sepvit_deploy.triton.messages import Message, schema, type_name
 from sepvit_deploy.triton.repository import ModelFolder, Repository, Tensors, Version
 from sepvit_deploy.triton.rules.configs import batched
 from sepvit_deploy.triton.rules.rule import rule
 from sepvit_deploy.triton.rules.versions import file_of
 from sepvit_deploy.triton.served import FILES, covered
-from sepvit_deploy.triton_releases import AS_OF, IMAGES, image_for
+from sepvit_deploy.triton_releases import ALLOW_VERSION_COMPATIBLE, AS_OF, IMAGES, image_for
 
+VERSION_COMPATIBLE = "version-compatible"
+"""The rule that a flag of the server answers."""
 Engine = tuple[ModelFolder, Message, Version, EngineFacts]
 
 
@@ -85,7 +87,7 @@ def _profiles(repository: Repository) -> Iterator[tuple[str, str]]:
             elif facts.profiles and not most:
                 yield place, "takes any batch of its profiles, and max_batch_size is 0"
             continue
-        for group in message.instance_group:
+        for group in message.instance_group or [schema().ModelInstanceGroup()]:  # without one, the server makes one
             chosen = list(group.profile) or ["0"]  # the server's default, however many there are
             if unknown := [each for each in chosen if not (each.isdecimal() and int(each) < len(facts.profiles))]:
                 yield place, f"has {len(facts.profiles)} profiles, and the config asks for {', '.join(unknown)}"
@@ -114,6 +116,18 @@ def _unknown_release(repository: Repository) -> Iterator[tuple[str, str]]:
         for model, _, version, facts in _engines(repository):
             found = f"needs TensorRT {_patch(facts.builder_version)}; which one release {repository.release} carries"
             yield f"{model.name}/{version.number}", f"{found} was not known on {AS_OF}"
+
+
+@rule(
+    VERSION_COMPATIBLE,
+    "warning",
+    "a version-compatible plan brings code of the TensorRT that built it, which a server runs only where it is told to",
+)
+def _host_code(repository: Repository) -> Iterator[tuple[str, str]]:
+    for model, _, version, facts in _engines(repository):
+        if facts.version_compatible:
+            found = f"is version-compatible: start the server with {ALLOW_VERSION_COMPATIBLE}"
+            yield f"{model.name}/{version.number}", found
 
 
 @rule("one-tensorrt", "error", "a server carries one TensorRT: plans of two never load together")

@@ -1,0 +1,62 @@
+"""``/v1/classify``: what a client may send, and what it is answered, the same in the embedded server and in Ray Serve.
+
+A body is an encoded picture; ``?top=K`` asks for another number of classes than `classes.TOP`. B batch, K classes that
+are given.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sepvit_deploy.classes import TOP
+from sepvit_deploy.errors import ImageError, ImageTooLarge, InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+CLASSIFY = "/v1/classify"
+MOST_TOP = 1000
+TYPES = ("", "application/octet-stream", "application/x-www-form-urlencoded")
+"""Of a body, beside those of pictures; the last is what curl says of any bytes."""
+
+
+def media_type(content_type: str | None) -> str:
+    """What a header Content-Type names, without its parameters, in small letters; "" where there is none."""
+    return (content_type or "").partition(";")[0].strip().lower()
+
+
+def is_taken(kind: str) -> bool:
+    """True where a body of this media type may be an encoded picture."""
+    return kind in TYPES or kind.startswith("image/")
+
+
+def is_plain(content_encoding: str | None) -> bool:
+    """True where a header Content-Encoding leaves a body as it is."""
+    return (content_encoding or "identity").strip().lower() == "identity"
+
+
+def parse_top(text: str | None) -> int:
+    """How many classes are asked for.
+
+    Raises:
+        InputError: it is no number from 1 to `MOST_TOP`.
+    """
+    if text is None:
+        return TOP
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(MOST_TOP)) and 1 <= int(text) <= MOST_TOP):
+        raise InputError(f"top is {text!r:.40}", expected=f"1 to {MOST_TOP}")
+    return int(text)
+
+
+def refusal_status(error: ImageError) -> int:
+    """The status of HTTP for a picture that is refused: 413 for one that is too large, 400 for any other."""
+    return 413 if isinstance(error, ImageTooLarge) else 400
+
+
+def rows(
+    classes: NDArray[np.integer[Any]], scores: NDArray[np.floating[Any]], labels: list[str] | None
+) -> list[dict[str, Any]]:
+    """The answer's ``classes``: the first image of what `classes.ranked` gives, (B, K) each; without labels, null."""
+    pairs = zip(classes[0].tolist(), scores[0].tolist(), strict=True)
+    return [{"class": k, "label": None if labels is None else labels[k], "score": score} for k, score in pairs]
