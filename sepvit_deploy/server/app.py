@@ -58,8 +58,11 @@ def application(service: Service, *, connections: set[Any], loopback: bool) -> A
     def known(request: Request) -> Any:
         return service.signature(request.path_params["model"], request.path_params.get("version"))
 
+    own = {"name": "sepvit-deploy", "version": version("sepvit-deploy"), "extensions": list(catalogue.EXTENSIONS)}
+    # Read once: a server whose files are all taken by connections can open no other.
+    pages = {path: resources.files(__package__).joinpath(name).read_bytes() for path, (name, _) in PAGE.items()}
+
     async def server(request: Request) -> Response:
-        own = {"name": "sepvit-deploy", "version": version("sepvit-deploy"), "extensions": list(catalogue.EXTENSIONS)}
         return answer(own)
 
     async def live(request: Request) -> Response:
@@ -126,10 +129,11 @@ def application(service: Service, *, connections: set[Any], loopback: bool) -> A
         return Response(service.metrics.page(), headers={"content-type": service.metrics.content_type})
 
     async def page(request: Request) -> Response:
-        name, kind = PAGE[request.url.path]
+        path = request.scope["path"]
+        _, kind = PAGE[path]
         headers = {"content-type": f"{kind}; charset=utf-8", "content-security-policy": POLICY}
         headers |= {"referrer-policy": "no-referrer"}
-        return Response(resources.files(__package__).joinpath(name).read_bytes(), headers=headers)
+        return Response(pages[path], headers=headers)
 
     async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, Refusal)

@@ -170,12 +170,18 @@ class Batcher:
         self._busy_until = taken + count * lane.image_s
         try:
             computed = await lane.run([work.images for work in works])
+        except MemoryError:
+            for work in works:
+                _end(work, unavailable("there is no memory for this now"))
+            return
         except SepvitError as error:
             lane.failures += 1
             self._failed(error)
             for work in works:
                 _end(work, Refusal(500, "the model failed; the server's log says why"))
             return
+        finally:
+            self._busy_until = 0.0  # it was a guess, which a stall may have taken far into the future
         lane.failures = 0
         self._batched(count, len(works), computed.ended - computed.started)
         start = 0

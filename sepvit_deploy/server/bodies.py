@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING
 
 from sepvit_deploy.server.refusal import ClientGone, Refusal, malformed, unavailable
@@ -28,7 +28,7 @@ class Bodies:
 
     def __init__(self, most: int, held: int, seconds: float) -> None:
         self.most = most
-        self._left = max(held, most)
+        self._left = max(held, 2 * most)  # one, and what it is decompressed to
         self._seconds = seconds
 
     @contextlib.asynccontextmanager
@@ -43,16 +43,16 @@ class Bodies:
 
         def take(amount: int) -> None:
             nonlocal taken
-            if taken + amount > self.most:
-                raise Refusal(413, f"the body has more than {self._most_text}")
-            if amount > self._left:
-                raise unavailable("the bodies of other requests fill the memory that is set aside for them")
+            self._require_most(taken + amount)
+            self._require_left(amount)
             taken += amount
             self._left -= amount
 
         try:
             declared = self._declared(request)
-            take(declared)  # at once: what would be refused at its end is not read
+            # What would be refused at its end is not read; but a promise holds no memory, or a few would fill it.
+            self._require_most(declared)
+            self._require_left(declared)
             body = bytearray()
             async with _within(self._seconds):
                 while True:
@@ -60,13 +60,34 @@ class Bodies:
                     if message["type"] == "http.disconnect":
                         raise ClientGone
                     body += message.get("body", b"")
-                    if len(body) > taken:
-                        take(len(body) - taken)
+                    take(len(body) - taken)
                     if not message.get("more_body"):
                         break
             yield bytes(body)
         finally:
             self._left += taken
+
+    @contextlib.contextmanager
+    def holding(self, amount: int) -> Iterator[None]:
+        """Count bytes that a body has become, too, until the context ends.
+
+        Raises:
+            Refusal: 503, the server holds as much as it may.
+        """
+        self._require_left(amount)
+        self._left -= amount
+        try:
+            yield
+        finally:
+            self._left += amount
+
+    def _require_most(self, amount: int) -> None:
+        if amount > self.most:
+            raise Refusal(413, f"the body has more than {self._most_text}")
+
+    def _require_left(self, amount: int) -> None:
+        if amount > self._left:
+            raise unavailable("the bodies of other requests fill the memory that is set aside for them")
 
     def _declared(self, request: Request) -> int:
         text = request.headers.get("content-length", "0")

@@ -48,7 +48,7 @@ def protocol_class(head_s: float, body_s: float, most: int) -> type[HttpToolsPro
 
     Args:
         head_s: see `Settings.head_s`.
-        body_s: of a request, and for the last answer of a connection to be read.
+        body_s: of a request; for the last answer of a connection to be read; and for some bytes of any other.
         most: connections; further ones are closed at once.
     """
     base = require("uvicorn.protocols.http.httptools_impl", extra="serving").HttpToolsProtocol
@@ -59,13 +59,15 @@ def protocol_class(head_s: float, body_s: float, most: int) -> type[HttpToolsPro
         Attributes:
             in_head: bytes came, and no whole head yet.
             in_body: a head came, and not the whole body yet.
+            head_bytes: of a head; or within a body beside it, as trailers are, since some of the body came.
+            unread: bytes of answers that the client has not taken, at the last look; read_at, when there were less.
             lingers: the answer is out, and the rest of the body is read for the client's sake.
         """
 
         def connection_made(self, transport: asyncio.Transport) -> None:
             self.in_head = self.in_body = self.lingers = False
-            self.head_bytes = 0
-            self.since = time.monotonic()
+            self.head_bytes = self.unread = 0
+            self.since = self.read_at = time.monotonic()
             super().connection_made(transport)
             if len(self.connections) > most:
                 transport.abort()
@@ -73,12 +75,15 @@ def protocol_class(head_s: float, body_s: float, most: int) -> type[HttpToolsPro
         def data_received(self, data: bytes) -> None:
             if self.transport.is_closing():
                 return
-            if self.in_head:
+            if self.in_head or self.in_body:
                 self.head_bytes += len(data)
             super().data_received(data)
-            if self.in_head and self.head_bytes > MAX_HEAD and not self.transport.is_closing():
-                self.transport.write(_HEAD_TOO_LARGE)
-                self.transport.close()
+            if (self.in_head or self.in_body) and self.head_bytes > MAX_HEAD and not self.transport.is_closing():
+                if self.cycle and not self.cycle.response_complete:
+                    self.transport.abort()  # another answer is expected here
+                else:
+                    self.transport.write(_HEAD_TOO_LARGE)
+                    self.transport.close()
             elif len(self.pipeline) > MAX_PIPELINED:
                 self.transport.abort()
 
@@ -90,6 +95,10 @@ def protocol_class(head_s: float, body_s: float, most: int) -> type[HttpToolsPro
             self.in_head, self.in_body = False, True
             super().on_headers_complete()
             self.cycle.transport = _Lingering(self)
+
+        def on_body(self, body: bytes) -> None:
+            self.head_bytes = 0
+            super().on_body(body)
 
         def on_message_complete(self) -> None:
             self.in_body = False
@@ -108,11 +117,22 @@ def protocol_class(head_s: float, body_s: float, most: int) -> type[HttpToolsPro
 
         def sweep(self) -> None:
             """End what takes too long: a head that does not end, a body whose answer is there, an answer not read."""
+            now = time.monotonic()
+            before, self.unread = self.unread, self.transport.get_write_buffer_size()
+            if not self.unread or self.unread < before:
+                self.read_at = now
+            elif now - self.read_at > body_s:
+                self.transport.abort()
+                return
             if self.cycle and not self.cycle.response_complete:
                 return  # that is the application's: it has limits of its own
-            late_s = time.monotonic() - self.since
-            closing = self.transport.is_closing()
-            if late_s > (body_s if closing else head_s) and (closing or self.in_head or self.in_body or not self.cycle):
+            if self.transport.is_closing():
+                limit_s = body_s
+            elif self.in_head or self.in_body or not self.cycle:
+                limit_s = head_s
+            else:
+                limit_s = self.timeout_keep_alive  # uvicorn's own timer ends with any byte, and begins with an answer
+            if now - self.since > limit_s:
                 self.transport.abort()
 
         def timeout_keep_alive_handler(self) -> None:

@@ -73,6 +73,7 @@ class Metrics:
         """By images of a batch: how many were run, and nanoseconds."""
         self._waiting, self._version, self._sha256 = waiting, version, sha256
         self._render = prometheus.generate_latest
+        self._metric: type[Metric] = require("prometheus_client.core", extra="serving").Metric
         self.content_type: str = prometheus.CONTENT_TYPE_PLAIN_0_0_4
         prometheus.disable_created_metrics()  # a second series for each counter, which nobody asked for
         self._registry = registry = prometheus.CollectorRegistry()
@@ -110,11 +111,9 @@ class Metrics:
 
     def collect(self) -> Iterator[Metric]:
         """What is read when the page is asked for; part of the interface of a collector."""
-        from prometheus_client.core import Metric
-
         for name, text, value in _TRITON:
             # Triton's counters have no _total, which a Counter of this library would get.
-            metric = Metric(name, text, "unknown")
+            metric = self._metric(name, text, "unknown")
             for model, counts in self.counts.items():
                 metric.add_sample(name, {"model": model, "version": str(self._version())}, value(counts))
             yield metric
@@ -122,10 +121,10 @@ class Metrics:
             ("sepvit_queue_images", "Images that wait, those being decoded among them", self._waiting()),
             ("sepvit_model_version", "Counts the model files of this server", self._version()),
         ):
-            gauge = Metric(name, text, "gauge")
+            gauge = self._metric(name, text, "gauge")
             gauge.add_sample(name, {}, found)
             yield gauge
-        info = Metric("sepvit_model_info", "The model that serves", "gauge")
+        info = self._metric("sepvit_model_info", "The model that serves", "gauge")
         info.add_sample("sepvit_model_info", {"sha256": self._sha256(), "version": str(self._version())}, 1)
         yield info
 

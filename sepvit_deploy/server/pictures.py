@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -31,21 +33,44 @@ class Workers:
 
     def __init__(self, threads: int) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="picture")
+        self._free = asyncio.Semaphore(threads)
 
-    async def do(self, work: Callable[[], T]) -> T:
+    async def do(self, work: Callable[[], T], deadline: float) -> T:
         """Run it in one of the threads.
 
+        Args:
+            deadline: of `time.perf_counter`; what has not begun by then is not done, and what has is left alone.
+
         Raises:
-            Refusal: 503, there is no memory for it.
+            Refusal: 503, there is no memory for it, or the deadline passes.
         """
+        loop = asyncio.get_running_loop()
+
+        def freed(_: object) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(self._free.release)
+
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+            async with asyncio.timeout(deadline - time.perf_counter()):
+                await self._free.acquire()  # not in the pool's queue, which would keep bodies that nobody waits for
+                job = self._pool.submit(work)
+                job.add_done_callback(freed)
+                return await asyncio.wrap_future(job)
+        except TimeoutError:
+            raise unavailable("the deadline has passed") from None
         except MemoryError:
             raise unavailable("there is no memory for this now") from None
 
     def close(self) -> None:
         """Let the threads go."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def load_decoders() -> None:
+    """Load them before the first picture comes, which may be when no file is left to be opened."""
+    from PIL import Image, ImageOps  # noqa: F401
+
+    Image.init()
 
 
 def pixels(content: bytes, preprocessing: Preprocessing, *, max_pixels: int, name: str = "the picture") -> Array:

@@ -14,6 +14,7 @@ from sepvit_deploy.server.refusal import Refusal, malformed
 from sepvit_deploy.server.values import Tensor, Values, as_block, from_binary, from_json, shown
 
 MAX_ID = 1024
+MAX_TIMEOUT = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def _id(document: dict[str, Any]) -> str | None:
 
 def _timeout(parameters: dict[str, Any]) -> int | None:
     found = parameters.get("timeout")
-    if found is not None and (type(found) is not int or found < 0):
+    if found is not None and (type(found) is not int or not 0 <= found <= MAX_TIMEOUT):
         raise malformed(f"timeout is {shown(found)}, expected microseconds as an integer")
     return found or None  # 0 is Triton's word for the default
 

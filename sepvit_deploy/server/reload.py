@@ -22,16 +22,19 @@ class Watch:
 
     Args:
         path: the model's file; None where there is none to look at.
+        known: the `identity` of what serves, from before it was opened: what came since is news.
         log: told what came of it, a line each time.
     """
 
-    def __init__(self, service: Service, source: Source, path: Path | None, log: Callable[[str], None]) -> None:
+    def __init__(
+        self, service: Service, source: Source, path: Path | None, known: Identity, log: Callable[[str], None]
+    ) -> None:
         self._service = service
         self._source = source
         self._path = path
         self._log = log
         self._asked = asyncio.Event()
-        self._known = self._identity()
+        self._known = known
 
     def ask(self) -> None:
         """Open the file again, changed or not."""
@@ -52,7 +55,7 @@ class Watch:
                 self._known = found
                 await self._replace(found, asked)
 
-    async def _replace(self, identity: Identity, asked: bool) -> None:
+    async def _replace(self, found: Identity, asked: bool) -> None:
         service, before = self._service, self._service.lane
         lane = Lane(self._source, before.version + 1)
         try:
@@ -64,7 +67,7 @@ class Watch:
                 return
             try:
                 require_alike(before, lane)
-                if self._identity() != identity:
+                if self._identity() != found:
                     raise InputError("the file changed while it was opened")
             except InputError:
                 await lane.close()
@@ -75,7 +78,7 @@ class Watch:
                 f"reload REFUSED, version {before.version} ({_short(before.model)}) goes on serving: "
                 f"{error or type(error).__name__}"
             )
-            if self._identity() != identity:
+            if self._identity() != found:
                 self._known = ()  # look again
             return
         service.replace(lane)
@@ -84,9 +87,12 @@ class Watch:
         await before.close()  # in its own thread, behind the batch that it may still run
 
     def _identity(self) -> Identity:
-        if self._path is None:
-            return (None,)
-        return tuple(_of(place) for place in (self._path, passport_path(self._path)))
+        return identity(self._path)
+
+
+def identity(path: Path | None) -> Identity:
+    """What changes when a model's file or its passport is replaced."""
+    return (None,) if path is None else tuple(_of(place) for place in (path, passport_path(path)))
 
 
 def require_alike(before: Lane, after: Lane) -> None:

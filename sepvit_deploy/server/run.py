@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import email.utils
 import logging
+import math
 import os
 import signal
 import socket
@@ -20,13 +21,14 @@ from sepvit_deploy.optional import require
 from sepvit_deploy.server.app import application
 from sepvit_deploy.server.connections import protocol_class
 from sepvit_deploy.server.lane import Lane, Source
-from sepvit_deploy.server.pictures import Workers
-from sepvit_deploy.server.reload import Watch
+from sepvit_deploy.server.pictures import Workers, load_decoders
+from sepvit_deploy.server.reload import Watch, identity
 from sepvit_deploy.server.service import Service
 from sepvit_deploy.server.settings import Settings
 
 Log = Callable[[str], None]
 BACKLOG = 1024
+SAID_AGAIN_S = 10.0
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -68,13 +70,16 @@ async def _serve(
     started: Callable[[str, bool, Lane], None],
 ) -> None:
     loop = asyncio.get_running_loop()
-    loop.set_exception_handler(lambda _, context: log(f"{context['message']}: {context.get('exception')!r:.200}"))
+    loop.set_exception_handler(_Faults(log))
     ending = asyncio.Event()
     for number in SIGNALS:
         loop.add_signal_handler(number, _signalled, number, ending, log)
+    loop.add_signal_handler(signal.SIGHUP, lambda: None)  # until there is a model that it could replace
+    known = identity(watched)
     lane = Lane(source, 1)
     if not await _unless(ending, lane.open(settings.max_batch)):
         raise Interrupted("ended before the model was open")
+    load_decoders()
     workers = Workers(max(2, min(4, os.cpu_count() or 1)))
     try:
         if labels is not None and lane.model.spec.task != "classify":
@@ -84,7 +89,7 @@ async def _serve(
     except BaseException:
         await lane.close()
         raise
-    watch = Watch(service, source, watched, log)
+    watch = Watch(service, source, watched, known, log)
     loop.add_signal_handler(signal.SIGHUP, watch.ask)
     doors = _Doors(listener, service, settings)
     await doors.open()
@@ -158,7 +163,7 @@ class _Doors:
         for accepted in late:
             await loop.connect_accepted_socket(self._new, accepted)
         began = loop.time()
-        while self._connections:
+        while self._connections or self._state.tasks:  # a task may outlive its client, and ends by itself
             waited = loop.time() - began
             if waited > self._settings.drain_s:
                 busy = sum(connection.busy for connection in self._connections)
@@ -250,6 +255,20 @@ def _quiet_libtiff() -> None:
         maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
         for path in {line.split(maxsplit=5)[5] for line in maps if "libtiff" in line}:
             ctypes.CDLL(path).TIFFSetErrorHandler(None)
+
+
+class _Faults:
+    """What asyncio says of itself, each line once a while: without files left, it says a thousand times a second so."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._said: dict[str, float] = {}
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        message = str(context["message"])
+        if loop.time() - self._said.get(message, -math.inf) >= SAID_AGAIN_S:
+            self._said[message] = loop.time()
+            self._log(f"{message}: {context.get('exception')!r:.200}")
 
 
 class _ToLog(logging.Handler):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -113,31 +114,30 @@ class Service:
         length = protocol.header_length(request.headers.get("inference-header-content-length"))
         encoding = request.headers.get("content-encoding")
         self.batcher.require_room(1, self._deadline(request, arrived))  # before the body, which may be large
-        async with self.bodies.read(request) as body:
+        async with contextlib.AsyncExitStack() as stack:
+            sent = body = await stack.enter_async_context(self.bodies.read(request))
             deadline = self._deadline(request, arrived)
-
-            def parsed() -> protocol.Request:
-                return protocol.parse(self.bodies.decoded(body, encoding), length, signature)
-
-            asked = await self.workers.do(parsed)
+            if encoding is not None:
+                body = await self.workers.do(lambda: self.bodies.decoded(sent, encoding), deadline)
+                stack.enter_context(self.bodies.holding(len(body) if body is not sent else 0))
+            asked = await self.workers.do(lambda: protocol.parse(body, length, signature), deadline)
             if asked.timeout_us is not None:
                 deadline = min(deadline, time.perf_counter() + asked.timeout_us / 1e6)
             with self.batcher.place(asked.shape[0], deadline) as place:
                 images: Array
                 if isinstance(asked.values, list):
-                    images = await self.workers.do(lambda: self._decoded(asked.values))
+                    images = await self.workers.do(lambda: self._decoded(asked.values), deadline)
                 else:
                     images = asked.values
-                result = await self.batcher.run(
-                    place, images, request.receive, None if version is None else self.lane.version
-                )
+                # The version that was asked for: meanwhile another may serve.
+                result = await self.batcher.run(place, images, request.receive, version and int(version))
             if signature.input.datatype == "BYTES":
                 top = signature.outputs[0].shape[1]
                 tensors = pictures.tensors(result.outputs["logits"], top or 1, self.labels)
             else:
-                tensors = await self.workers.do(lambda: _finite(result.outputs))
+                tensors = await self.workers.do(lambda: _finite(result.outputs), deadline)
             answer = await self.workers.do(
-                lambda: protocol.answer(name, str(result.version), asked, tensors, signature)
+                lambda: protocol.answer(name, str(result.version), asked, tensors, signature), deadline
             )
         self._answered(name, asked.shape[0], result, arrived)
         return answer
@@ -155,7 +155,8 @@ class Service:
             content = await pictures.uploaded(body, request)
             with self.batcher.place(1, deadline) as place:
                 images = await self.workers.do(
-                    lambda: pictures.pixels(content, self.lane.model.preprocessing, max_pixels=self.max_pixels)
+                    lambda: pictures.pixels(content, self.lane.model.preprocessing, max_pixels=self.max_pixels),
+                    deadline,
                 )
                 result = await self.batcher.run(place, images, request.receive)
         rows = pictures.rows(result.outputs["logits"], top, self.labels)

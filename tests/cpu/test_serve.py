@@ -63,6 +63,22 @@ def patient(model: Path) -> Iterator[Served]:
         yield found
 
 
+@pytest.fixture(scope="module")
+def strict(model: Path) -> Iterator[Served]:
+    """One with little patience and little memory."""
+    limits = program_with(head_s=0.4, body_s=0.4, keep_alive_s=0.5, held_mb=2)
+    with served(model, "--max-body-mb", "1", program=limits) as found:
+        yield found
+        large = png(5000, 5000)
+        with socket.create_connection(("127.0.0.1", found.port)) as raw:
+            raw.sendall(
+                b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(large) + large
+            )
+            time.sleep(0.1)
+        assert found.stop() == 0  # while the picture is decoded, for nobody
+    assert len(found.said) == 3, found.said
+
+
 def tensor(images: np.ndarray, binary: bool = True) -> Any:
     found = tritonclient.http.InferInput("images", images.shape, "FP32")
     found.set_data_from_numpy(images, binary_data=binary)
@@ -371,16 +387,57 @@ def test_damaged_bytes_never_bring_it_down(server: Served) -> None:
     assert server.post("/v1/classify", PHOTO.read_bytes()).status == 200
 
 
-def test_who_is_slow_is_let_go(model: Path) -> None:
-    with served(model, program=program_with(head_s=0.4, body_s=0.4)) as found:
-        started = time.monotonic()
-        assert exchange(found.port, b"") == b""
-        assert exchange(found.port, b"GET / HT") == b""
-        late = exchange(found.port, b"POST /v1/classify HTTP/1.1\r\nContent-Length: 9\r\n\r\nabc")
-        assert late.startswith(b"HTTP/1.1 408")
-        assert b"connection: close" in late
-        assert time.monotonic() - started < 4
-        assert found.get("/v2").status == 200
+def test_who_is_slow_is_let_go(strict: Served) -> None:
+    started = time.monotonic()
+    assert exchange(strict.port, b"") == b""
+    assert exchange(strict.port, b"GET / HT") == b""
+    late = exchange(strict.port, b"POST /v1/classify HTTP/1.1\r\nContent-Length: 9\r\n\r\nabc")
+    assert late.startswith(b"HTTP/1.1 408")
+    assert b"connection: close" in late
+    assert time.monotonic() - started < 4
+    assert strict.get("/v2").status == 200
+
+
+@pytest.mark.parametrize(("last", "then"), [(b"\r\n", b"\r\n"), (b"Content-Length: 1\r\n\r\n", b"x")])
+def test_who_is_idle_is_let_go_whatever_came_after_the_answer(strict: Served, last: bytes, then: bytes) -> None:
+    """Any byte ends uvicorn's own timer: such connections stayed for ever."""
+    with socket.create_connection(("127.0.0.1", strict.port), timeout=5) as raw:
+        raw.sendall(b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n" + last)
+        assert raw.recv(65536).startswith(b"HTTP/1.1 200")
+        raw.sendall(then)
+        while raw.recv(65536):  # what is left of the answer, and then the end
+            pass
+
+
+def test_who_does_not_read_is_let_go(strict: Served) -> None:
+    with socket.socket() as raw:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        raw.connect(("127.0.0.1", strict.port))
+        with pytest.raises(ConnectionError):
+            for _ in range(1500):
+                raw.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                time.sleep(0.004)  # so that it is no pipelining beyond its limit
+
+
+def test_trailers_do_not_fill_the_memory(server: Served) -> None:
+    head = b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as raw:
+        raw.sendall(head + b"0\r\n")
+        with pytest.raises(ConnectionError):
+            for _ in range(400):
+                raw.sendall(b"a: b\r\n" * 10_000)
+    # Small chunks have more around them than in them, and are a body.
+    chunks = head + b"1\r\nx\r\n" * 20_000 + b"0\r\n\r\n"
+    assert exchange(server.port, chunks, wait_s=0.5).startswith(b"HTTP/1.1 400")
+
+
+def test_a_promised_body_holds_no_memory(strict: Served) -> None:
+    head = b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n"
+    with contextlib.ExitStack() as stack:
+        for _ in range(4):
+            stack.enter_context(socket.create_connection(("127.0.0.1", strict.port))).sendall(head)
+        time.sleep(0.1)
+        assert strict.post("/v1/classify", SMALL).status == 200
 
 
 def test_more_connections_than_the_limit_are_told_so(model: Path) -> None:
@@ -562,6 +619,23 @@ def test_a_new_file_takes_over_and_an_unfit_one_does_not(tmp_path: Path) -> None
         assert 'sepvit_model_info{sha256="' in metrics
         assert found.stop() == 0
     assert not any("Traceback" in line for line in found.said)
+
+
+def test_a_version_that_was_replaced_meanwhile_does_not_answer(tmp_path: Path) -> None:
+    path = small_model(tmp_path / "m.onnx")
+    body, headers = infer_body(np.zeros((1, 3, 224, 224), np.float32))
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    head = (
+        f"POST /v2/models/m/versions/1/infer HTTP/1.1\r\nHost: localhost\r\n{lines}Content-Length: {len(body)}\r\n\r\n"
+    )
+    with served(path, program=program_with(poll_s=0.1)) as found, contextlib.ExitStack() as stack:
+        raw = stack.enter_context(socket.create_connection(("127.0.0.1", found.port), timeout=10))
+        raw.sendall(head.encode() + body[:1000])
+        time.sleep(0.2)
+        small_model(path, bias=(9, 0, 0, 0, 0))
+        until(lambda: found.get("/v1/model").document["version"] == "2", "the new file does not serve")
+        raw.sendall(body[1000:])
+        assert raw.recv(100).startswith(b"HTTP/1.1 404")
 
 
 # The command

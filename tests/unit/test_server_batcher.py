@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 import threading
 import time
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +22,8 @@ from sepvit_deploy.server.batcher import Batcher, Result
 from sepvit_deploy.server.lane import Lane, Model
 from sepvit_deploy.server.refusal import ClientGone, Refusal
 from sepvit_deploy.server.reload import require_alike
+from sepvit_deploy.server.run import serve
+from sepvit_deploy.server.settings import Settings
 from sepvit_deploy.spec import ModelSpec
 
 SPEC = ModelSpec("lite", "classify", (224, 224), 3)
@@ -205,6 +211,69 @@ def test_a_failing_model_is_500_said_once_a_batch_and_can_recover() -> None:
             assert found.lane.failures == 0
 
     asyncio.run(scene())
+
+
+def test_a_stall_is_no_reason_to_refuse_an_idle_device() -> None:
+    async def scene() -> None:
+        async with desk() as found:
+            found.lane.image_s = 100.0  # as after a machine that slept within a batch
+            await found.ask(1.0)
+            await found.ask(2.0)
+            assert found.device.batches == [1, 1]
+
+    asyncio.run(scene())
+
+
+def test_memory_that_is_short_is_503_and_no_end() -> None:
+    class Large(Device):
+        def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
+            if images[0, 0, 0, 0] == 9:
+                raise MemoryError
+            return super().run(images)
+
+    async def scene() -> None:
+        async with desk(Large()) as found:
+            with pytest.raises(Refusal, match="no memory") as caught:
+                await found.ask(9.0)
+            assert caught.value.status == 503
+            await found.ask(1.0)
+
+    asyncio.run(scene())
+
+
+def test_what_came_while_the_first_model_opened_is_news(tmp_path: Path) -> None:
+    """And SIGHUP meanwhile ends nothing."""
+    file = tmp_path / "m.onnx"
+    file.write_bytes(b"old")
+    digests = iter(["old", "new"])
+
+    @contextlib.contextmanager
+    def opened() -> Iterator[Model]:
+        digest = next(digests)
+        if digest == "old":
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(0.05)
+            file.write_bytes(b"newer")
+        yield Model(Device(), SPEC, SPEC.preprocessing, digest, "test")
+
+    said: list[str] = []
+
+    def log(line: str) -> None:
+        said.append(line)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    deadly: list[int] = []
+    before = signal.signal(signal.SIGHUP, lambda number, frame: deadly.append(number))
+    ended = threading.Timer(5, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    ended.start()
+    try:
+        with warnings.catch_warnings():
+            serve(opened, Settings("m", port=0, poll_s=0.05), watched=file, log=log, started=lambda *_: None)
+    finally:
+        ended.cancel()
+        signal.signal(signal.SIGHUP, before)
+    assert not deadly
+    assert said == ["reload: version 2 (SHA-256 new...) serves now"]
 
 
 def test_a_new_model_takes_over_between_batches() -> None:

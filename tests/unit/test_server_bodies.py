@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import io
+import time
 import zlib
 
 import pytest
@@ -14,7 +16,7 @@ from PIL import Image
 from sepvit_deploy.errors import OptionError
 from sepvit_deploy.server.app import _denied
 from sepvit_deploy.server.bodies import Bodies
-from sepvit_deploy.server.pictures import pixels
+from sepvit_deploy.server.pictures import Workers, pixels
 from sepvit_deploy.server.refusal import Refusal
 from sepvit_deploy.server.settings import Settings
 from sepvit_deploy.spec import Preprocessing
@@ -44,6 +46,35 @@ def test_a_bomb_or_damage_is_refused(body: bytes, encoding: str, status: int, wo
     with pytest.raises(Refusal, match=words) as caught:
         BODIES.decoded(body, encoding)
     assert caught.value.status == status
+
+
+def test_what_a_body_has_become_counts_as_held() -> None:
+    bodies = Bodies(most=1000, held=2500, seconds=1)
+    with bodies.holding(2000), pytest.raises(Refusal, match="fill the memory") as caught, bodies.holding(501):
+        pass
+    assert caught.value.status == 503
+    with bodies.holding(2500):
+        pass
+
+
+def test_work_that_is_late_is_not_waited_for() -> None:
+    async def scene() -> None:
+        workers = Workers(1)
+        done: list[str] = []
+        began = time.perf_counter()
+        held = asyncio.create_task(workers.do(lambda: time.sleep(0.3), began + 0.1))
+        late = asyncio.create_task(workers.do(lambda: done.append("late"), began + 0.1))
+        timely = asyncio.create_task(workers.do(lambda: done.append("timely"), began + 5))
+        for task in (held, late):
+            with pytest.raises(Refusal, match="the deadline has passed") as caught:
+                await task
+            assert caught.value.status == 503
+        assert time.perf_counter() - began < 0.25
+        await timely
+        assert done == ["timely"]
+        workers.close()
+
+    asyncio.run(scene())
 
 
 def png(width: int, height: int) -> bytes:

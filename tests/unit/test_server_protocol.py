@@ -163,6 +163,7 @@ BAD = [
     (body(tensor(parameters={"shared_memory_region": "/etc/passwd"})), "memory that is named is not read"),
     (body(tensor(), parameters={"binary_data_output": "yes"}), "binary_data_output"),
     (body(tensor(), parameters={"timeout": -1}), "timeout is -1"),
+    (body(tensor(), parameters={"timeout": 10**400}), "timeout is 1000"),
     (body(tensor(), parameters=[]), "parameters of the request is []"),
     (body(tensor()) + b"\0\0", "no JSON"),
 ]
