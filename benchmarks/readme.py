@@ -18,8 +18,6 @@ from pathlib import Path
 from console import Console
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-from tests.cpu.tritonserver import write_program  # noqa: E402 - found by the line above
 
 README = ROOT / "README.md"
 SECTIONS = {
@@ -59,9 +57,8 @@ def main() -> None:
         sys.exit(__doc__)
     results = Path(sys.argv[1])
     text = README.read_text(encoding="utf-8")
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as programs:
-        write_program(Path(programs))
-        os.environ["PATH"] = f"{programs}{os.pathsep}{os.environ['PATH']}"
+    os.environ["PATH"] = f"{ROOT / '.triton'}{os.pathsep}{os.environ['PATH']}"
+    with tempfile.TemporaryDirectory() as folder:
         for name in ("benchmarks", "examples", "models"):
             Path(folder, name).symlink_to(ROOT / name)
         shutil.copytree(ROOT / "calib", Path(folder, "calib"))  # its folder of pictures is beside it

@@ -8,10 +8,12 @@ MODEL is the model's name, as `serve --name` or `triton --name` gave it. Needs t
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
 import tritonclient.http as triton
+from tritonclient.utils import InferenceServerException
 
 
 def main() -> None:
@@ -21,11 +23,14 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("pictures", nargs="+", type=Path)
     options = parser.parse_args()
-    encoded = np.array([[picture.read_bytes()] for picture in options.pictures], dtype=np.object_)
-    image = triton.InferInput("image", list(encoded.shape), "BYTES")
-    image.set_data_from_numpy(encoded)
-    with triton.InferenceServerClient(options.url) as client:
-        answer = client.infer(f"{options.model}_classify", [image])
+    try:
+        encoded = np.array([[picture.read_bytes()] for picture in options.pictures], dtype=np.object_)
+        image = triton.InferInput("image", list(encoded.shape), "BYTES")
+        image.set_data_from_numpy(encoded)
+        with triton.InferenceServerClient(options.url.removeprefix("http://").rstrip("/")) as client:
+            answer = client.infer(f"{options.model}_classify", [image])
+    except (OSError, InferenceServerException) as error:
+        sys.exit(f"error: {error}")
     for picture, labels, scores in zip(
         options.pictures, answer.as_numpy("label"), answer.as_numpy("score"), strict=True
     ):

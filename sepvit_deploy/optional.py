@@ -26,7 +26,9 @@ def require(module: str, *, extra: str) -> ModuleType:
                 f"{module} is installed but needs {error.name}, which is not",
                 hint=_install(extra),
             ) from error
-        raise MissingDependency(f"{module} is not installed", hint=_install(extra)) from error
+        # Of a package that is there in part, the part; else the package, which is what one installs.
+        missing = module if error.name != module.partition(".")[0] else error.name
+        raise MissingDependency(f"{missing} is not installed", hint=_install(extra)) from error
     except (ImportError, OSError) as error:
         raise _does_not_load(module, error, extra) from error
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -32,6 +33,9 @@ PILLOW = next(line for line in CONSTRAINTS.splitlines() if line.lower().startswi
 PACKAGES = ("numpy==1.26.4", "onnxruntime==1.22.1", PILLOW)
 UNAVAILABLE = "unavailable.txt"
 MARK = "fetched.json"
+STANDIN = Path(__file__).parent.resolve() / "cpu" / "standin"
+MISLEADING = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+"""Of the environment: they lead the server's Python to another one."""
 WHAT = {"wheel": WHEEL, "packages": list(PACKAGES), "python": platform.python_version(), "base": sys.base_prefix}
 MINUTES = 10
 
@@ -53,13 +57,32 @@ def fetch(folder: Path) -> None:
     """
     library = require_platform()
     mark = folder / MARK
-    if mark.is_file() and mark.read_text(encoding="utf-8") == json.dumps(WHAT):
-        return
-    mark.unlink(missing_ok=True)
-    unpack_server(folder)
-    make_environment(folder / "python")
-    (folder / "libpython").write_text(str(library), encoding="utf-8")
-    mark.write_text(json.dumps(WHAT), encoding="utf-8")
+    if not mark.is_file() or mark.read_text(encoding="utf-8") != json.dumps(WHAT):
+        mark.unlink(missing_ok=True)
+        unpack_server(folder)
+        make_environment(folder / "python")
+        mark.write_text(json.dumps(WHAT), encoding="utf-8")
+    write_launcher(folder.resolve(), library)
+
+
+def write_launcher(folder: Path, library: Path) -> None:
+    """The program ``FOLDER/tritonserver``: the server on loopback, with the stand-in backends of these tests."""
+    server = folder / "wheel" / "pytriton" / "tritonserver"
+    backends = folder / "backends"
+    shutil.rmtree(backends, ignore_errors=True)
+    backends.mkdir()
+    for backend in (server / "backends" / "python", STANDIN / "onnxruntime", STANDIN / "tensorrt"):
+        (backends / backend.name).symlink_to(backend)
+    unset = [word for name in MISLEADING for word in ("-u", name)]
+    added = [f"LD_LIBRARY_PATH={library}", "OMP_NUM_THREADS=1"]
+    addresses = [f"--{kind}-address=127.0.0.1" for kind in ("http", "grpc", "metrics")]
+    program = [str(server / "bin" / "tritonserver"), f"--backend-directory={backends}", *addresses]
+    path = f"PATH={shlex.quote(str(folder / 'python' / 'bin'))}:$PATH"
+    launcher = folder / "tritonserver"
+    launcher.write_text(
+        f'#!/bin/sh\n{path}\nexec env {shlex.join([*unset, *added, *program])} "$@"\n', encoding="utf-8"
+    )
+    launcher.chmod(0o755)
 
 
 def require_platform() -> Path:

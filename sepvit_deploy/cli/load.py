@@ -83,11 +83,12 @@ def _show(done: LoadResult) -> None:
     show.say(
         f"{done.sent:,} requests: {done.answered:,} answered, {done.refused:,} refused, {done.late:,} too late{failed}"
     )
-    show.say(f"{done.requests_per_s:,.4g} requests/s, {done.images_per_s:,.4g} images/s")
+    offered = f" of {done.sent / done.seconds:,.4g} that were sent" if done.rate_per_s and done.seconds else ""
+    show.say(f"{done.requests_per_s:,.4g} requests/s answered{offered}, {done.images_per_s:,.4g} images/s")
     if done.latencies:
         table = show.new_table("latency in ms", "", "ms", "95 % interval", right=("ms", "95 % interval"))
         for found in done.latencies:
-            end = "?" if found.high_ms is None else f"{found.high_ms:.4g}"
+            end = "beyond all" if found.high_ms is None else f"{found.high_ms:.4g}"
             table.add_row(f"p{100 * found.share:g}", f"{found.ms:.4g}", f"{found.low_ms:.4g} to {end}")
         table.add_row("max", f"{done.max_ms:.4g}", "")
         show.console().print(table)
@@ -99,4 +100,4 @@ def _show(done: LoadResult) -> None:
     generator = done.generator
     limit = f", so about {generator.limit_per_s:,.0f} requests/s at most" if generator.limit_per_s else ""
     lag = f"; sent late by {generator.lag_p99_ms:.3g} ms (p99)" if generator.lag_p99_ms is not None else ""
-    show.say(f"this side: {generator.busy:.0%} of a core{limit}{lag}")
+    show.say(f"the side that sends: {generator.busy:.0%} of a core{limit}{lag}")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 Send = Callable[[int, float], Awaitable[bool]]
 """Sends the k-th request, due at a time of `time.perf_counter`, and says whether it was answered."""
-PAUSE_S = 0.01
+PAUSE_S = 0.05
 """Of a client whose request was not answered, before the next: it would only be refused again."""
 
 

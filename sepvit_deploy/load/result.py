@@ -118,9 +118,13 @@ class LoadResult:
             waited = f"{generator.held:,} requests waited to be sent, and {generator.unsent:,} never were"
             found.append(f"{generator.in_flight:,} requests were in flight, the most that may be: {waited}")
         if generator.busy > BUSY:
-            found.append(f"this side was busy for {generator.busy:.0%} of the time: latencies are partly its own")
+            found.append(
+                f"the side that sends was busy for {generator.busy:.0%} of the time: latencies are partly its own"
+            )
         if not self.told_apart:
-            found.append("two of the requests have answers so alike that mixing them up would not show")
+            found.append(
+                "two of the requests have answers so alike that mixing them up would not show: other pictures would"
+            )
         if self.warm_up_failed:
             found.append("answers were lost or wrong in the warm-up, which is in no figure")
         return tuple(found)

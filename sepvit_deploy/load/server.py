@@ -82,7 +82,9 @@ class Server:
         aiohttp = require("aiohttp", extra="serving")
         connector = aiohttp.TCPConnector(limit=0)
         timeout = aiohttp.ClientTimeout(total=timeout_s)
-        async with aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False) as session:
+        # Triton compresses what aiohttp would by itself ask to be compressed, which is no part of what is measured.
+        plain = {"Accept-Encoding": "identity"}
+        async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=plain) as session:
             yield cls(session, base)
 
     async def ask(self, model: str, payload: Payload) -> tuple[int, int | None, bytes]:
@@ -108,18 +110,26 @@ class Server:
             found = [target for name in names if (target := await self._as_target(name, pictures=pictures))]
             if not found:
                 hint = "without --images" if pictures else "add --images DIR to send pictures"
+                if (present := await self._names()) and not {model, *names} & set(present):
+                    raise ServerError(f"{self._base} has no model {model}", expected=", ".join(present))
                 raise ServerError(f"{self._base} has no model {model} with {what}", expected="such a model", hint=hint)
             return found[0]
-        index = await self._read("POST", "/v2/repository/index")
-        if not isinstance(index, list):
+        present = await self._names()
+        if present is None:
             raise ServerError(f"{self._base} does not list its models", hint=f"type {self._base}/v2/models/NAME")
-        names = sorted({str(entry.get("name")) for entry in index if isinstance(entry, dict) and _is_ready(entry)})
-        found = [target for name in names if (target := await self._as_target(name, pictures=pictures))]
+        found = [target for name in present if (target := await self._as_target(name, pictures=pictures))]
         if len(found) != 1:
-            listed = ", ".join(target.name for target in found) or f"none; it has {', '.join(names) or 'no models'}"
+            listed = ", ".join(target.name for target in found) or f"none; it has {', '.join(present) or 'no models'}"
             hint = f"type {self._base}/v2/models/NAME"
             raise ServerError(f"models of {self._base} with {what}: {listed}", expected="exactly one", hint=hint)
         return found[0]
+
+    async def _names(self) -> list[str] | None:
+        """The models that are ready; None where the server does not list them."""
+        index = await self._read("POST", "/v2/repository/index", missing=True)
+        if not isinstance(index, list):
+            return None
+        return sorted({str(entry.get("name")) for entry in index if isinstance(entry, dict) and _is_ready(entry)})
 
     async def counts(self, model: str) -> tuple[int, int] | None:
         """Images that a model has computed so far, and in how many executions; None where the server keeps no count."""
@@ -158,7 +168,8 @@ class Server:
             async with self._session.request(method, self._base + path, json=sent) as response:
                 content = await response.read()
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            reason = str(error) or "no answer in time"
+            cause = getattr(error, "os_error", error)  # aiohttp's own words name a TLS context, where there is none
+            reason = getattr(cause, "strerror", None) or str(cause) or "no answer in time"
             raise ServerError(f"no server at {self._base} ({reason})", hint="start one: sepvit-deploy serve") from error
         if response.status != 200:
             if missing and 400 <= response.status < 500:

@@ -144,12 +144,12 @@ def test_a_model_is_chosen_only_where_one_will_do(server: Fake, tmp_path: Path) 
     server.models = ("a", "b", "a_classify")
     complaint(run(server), "one FP32 input (B, 3, H, W): a, b; expected exactly one", "/v2/models/NAME")
     assert call("load", f"{server.url}/v2/models/b", "--seconds", "0.2").code == 0
-    complaint(call("load", f"{server.url}/v2/models/c"), "has no model c", "add --images DIR")
+    complaint(call("load", f"{server.url}/v2/models/c"), "has no model c; expected a, a_classify, b")
     complaint(call("load", f"{server.url}/v2/models/a_classify"), "has no model a_classify with one FP32 input")
     Image.new("RGB", (4, 4)).save(tmp_path / "p.png")
     complaint(call("load", f"{server.url}/v2/models/b", "--images", tmp_path), "no model b with image of type BYTES")
     server.no_index = True
-    complaint(run(server), "/v2/repository/index answers 404: no such thing")
+    complaint(run(server), "does not list its models", "/v2/models/NAME")
     server.nameless = True
     complaint(run(server), "does not speak the v2 protocol")
 

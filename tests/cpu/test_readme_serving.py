@@ -14,7 +14,7 @@ import pyarrow.parquet
 import pytest
 
 from benchmarks.console import Console
-from tests.cpu.tritonserver import write_program
+from tests.cpu.tritonserver import folder as triton
 from tests.repo.layers import ROOT
 from tests.repo.readme import commands
 
@@ -37,13 +37,10 @@ def folder(exported: Callable[..., Path], tmp_path: Path) -> Path:
     return place
 
 
-def test_the_readmes_servers_answer(folder: Path, tmp_path: Path) -> None:
+def test_the_readmes_servers_answer(folder: Path) -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     section = text[text.index(TITLE) : text.index("<!-- serving: begin -->")]
-    programs = tmp_path / "programs"
-    programs.mkdir()
-    write_program(programs)
-    environment = os.environ | {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
+    environment = os.environ | {"PATH": f"{triton()}{os.pathsep}{os.environ['PATH']}"}
     printed: dict[str, list[str]] = {}
     with Console(folder, environment) as console:
         for command in commands(section):
@@ -58,6 +55,8 @@ def test_the_readmes_servers_answer(folder: Path, tmp_path: Path) -> None:
     assert [ranked[0] for ranked in classes] == ["2", "4"]
     assert answers(tritons)[0] == classes, "one client, two servers, one answer"
     assert answers(tritons)[1] == pytest.approx(scores, abs=0.2)  # percent, of two releases of ONNX Runtime
+    assert all("0 refused" in out for out in printed["sepvit-deploy load"]), "of both servers"
+    assert len(printed["sepvit-deploy load"]) == 2
     assert "0 errors, 0 warnings" in printed["sepvit-deploy triton-lint"][0]
     assert (folder / "kserve" / "inferenceservice.yaml").is_file()
     assert (folder / "ray" / "serve_config.yaml").is_file()

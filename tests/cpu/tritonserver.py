@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shlex
 import signal
 import socket
 import subprocess
@@ -19,10 +18,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-STANDIN = Path(__file__).parent / "standin"
 START_SECONDS = 90.0
-UNWANTED = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
-"""Of the environment, for they lead the server's Python astray."""
 
 
 def folder() -> Path:
@@ -69,12 +65,11 @@ def serving(repository: Path, scratch: Path, *arguments: str, ready: bool = True
         ready: wait until every model is, and fail where one is not; else until the server answers or ends.
     """
     ports = free_ports(3)
-    command = [*_program(scratch), f"--model-repository={repository}", "--exit-timeout-secs=5", *arguments]
-    for kind, port in zip(("http", "grpc", "metrics"), ports, strict=True):
-        command += [f"--{kind}-address", "127.0.0.1", f"--{kind}-port={port}"]
+    command = [str(folder() / "tritonserver"), f"--model-repository={repository}", "--exit-timeout-secs=5", *arguments]
+    command += [f"--{kind}-port={port}" for kind, port in zip(("http", "grpc", "metrics"), ports, strict=True)]
     log = scratch / f"server-{ports[0]}.log"
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=_environment())
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
     server = Server(process, *(f"127.0.0.1:{port}" for port in ports), log)
     try:
         _wait(server, ready)
@@ -86,40 +81,6 @@ def serving(repository: Path, scratch: Path, *arguments: str, ready: bool = True
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def write_program(folder: Path) -> None:
-    """A program ``tritonserver`` in a folder, for commands that are typed: on loopback, with the stand-in backends."""
-    unset = [name for name in UNWANTED if name in os.environ]
-    words = ["exec", "env", *(word for name in unset for word in ("-u", name))]
-    words += [f"{name}={value}" for name, value in _added().items()] + _program(folder)
-    words += [word for kind in ("http", "grpc", "metrics") for word in (f"--{kind}-address", "127.0.0.1")]
-    path = folder / "tritonserver"
-    path.write_text(f'#!/bin/sh\n{shlex.join(words)} "$@"\n', encoding="utf-8")
-    path.chmod(0o755)
-
-
-def _program(scratch: Path) -> list[str]:
-    """The server's program, with the backends that ``scratch`` holds links to."""
-    wheel = folder() / "wheel" / "pytriton" / "tritonserver"
-    backends = scratch / "backends"
-    if not backends.exists():
-        backends.mkdir(parents=True)
-        for backend in (wheel / "backends" / "python", STANDIN / "onnxruntime", STANDIN / "tensorrt"):
-            (backends / backend.name).symlink_to(backend.resolve())
-    return [str(wheel / "bin" / "tritonserver"), f"--backend-directory={backends}"]
-
-
-def _environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name not in UNWANTED} | _added()
-
-
-def _added() -> dict[str, str]:
-    """What the server's Python models need: their environment, and the library of its interpreter."""
-    place = folder()
-    path = f"{(place / 'python' / 'bin').resolve()}{os.pathsep}{os.environ['PATH']}"
-    library = (place / "libpython").read_text(encoding="utf-8")
-    return {"PATH": path, "LD_LIBRARY_PATH": library, "OMP_NUM_THREADS": "1"}
 
 
 def _wait(server: Server, ready: bool) -> None:

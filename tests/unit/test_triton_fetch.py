@@ -90,4 +90,6 @@ def test_what_is_there_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / MARK).write_text(json.dumps(WHAT), encoding="utf-8")
     (tmp_path / UNAVAILABLE).write_text("no network")
     run(monkeypatch, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [MARK]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["backends", MARK, "tritonserver"]
+    assert sorted(path.name for path in (tmp_path / "backends").iterdir()) == ["onnxruntime", "python", "tensorrt"]
+    assert "--http-address=127.0.0.1" in (tmp_path / "tritonserver").read_text(encoding="utf-8")
