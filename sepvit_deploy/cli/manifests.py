@@ -31,6 +31,9 @@ def manifests(
         Path, typer.Option(metavar="DIR", help="A folder for the files, and for them alone.", show_default=False)
     ],
     name: Annotated[str | None, typer.Option(help="Of the model; default: the file's.", show_default=False)] = None,
+    labels: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Names of the classes.", show_default=False)
+    ] = None,
     device: Annotated[
         Literal["cpu", "gpu"] | None,
         typer.Option(help="For an ONNX file, cpu by default; a plan takes a gpu.", show_default=False),
@@ -104,9 +107,6 @@ def manifests(
         str | None,
         typer.Option(metavar="LABEL", help="Of nodes: NVIDIA-L4.", show_default=False, rich_help_panel=KSERVE),
     ] = None,
-    labels: Annotated[
-        Path | None, typer.Option(help="Names of the classes.", show_default=False, rich_help_panel=RAY)
-    ] = None,
     max_batch: Annotated[
         int | None, typer.Option(help="Images computed at once.", show_default=False, rich_help_panel=RAY)
     ] = None,
@@ -166,7 +166,7 @@ def manifests(
     for_ray = {"max_ongoing": max_ongoing, "max_queued": max_queued, "host": host, "port": port}
     if target == "kserve":
         hint = "how it is served is in the model repository: sepvit-deploy triton --help"
-        _refuse("kserve", for_ray | serving | {"labels": labels}, hint)
+        _refuse("kserve", for_ray | serving, hint)
         if storage_uri is None:
             raise OptionError("--for kserve without --storage-uri", expected="where the model repository will lie")
     else:
@@ -176,7 +176,8 @@ def manifests(
     found = pipeline.subject(model, name=name, device=device)
     if target == "kserve":
         del for_kserve["release"]
-        done = pipeline.write_kserve(found, output, asked | _given(for_kserve), release=release, warn=show.warn)
+        told = asked | _given(for_kserve)
+        done = pipeline.write_kserve(found, output, told, release=release, labels=labels, warn=show.warn)
     else:
         done = pipeline.write_ray(found, output, asked | _given(for_ray), _given(serving), labels=labels)
     if as_json:
@@ -208,3 +209,6 @@ def _show(done: Manifests) -> None:
         show.say(f"pictures: POST {done.address}")
     if done.probe:
         show.say(f"probes: GET {done.probe}; /v2/health/ready waits in a replica's queue, and is 503 under overload")
+    if done.target == "ray":
+        show.say("Ray answers these alone: it does not speak the v2 protocol, as Triton and sepvit-deploy serve do")
+        show.say("does it run: serve status; to stop it: Ctrl-C in serve run, or serve shutdown from elsewhere")

@@ -11,7 +11,7 @@ import typer
 
 from sepvit_deploy.cli import show
 from sepvit_deploy.cli.app import JsonOption, app
-from sepvit_deploy.errors import OptionError
+from sepvit_deploy.errors import InputError, OptionError
 
 if TYPE_CHECKING:
     from sepvit_deploy.triton import Lint, Written
@@ -89,7 +89,12 @@ def triton_lint(
 
     if release is not None and not re.fullmatch("[0-9]{2}[.](0[1-9]|1[0-2])", release, re.ASCII):
         raise OptionError(f"--release {release!r:.40}", expected="a year and a month, such as 25.10")
-    found = lint(read_repository(repository, release))
+    read = read_repository(repository, release)
+    if not read.models and not read.leftovers:
+        raise InputError(f"{repository} holds no models", expected="a folder with a folder for each model")
+    found = lint(read)
+    if release is not None and not found.held_release:
+        show.warn(f"--release {release}: no plan whose TensorRT is known is here, and so nothing to hold against it")
     if as_json:
         show.json_document(found.to_dict())
     else:
@@ -98,17 +103,23 @@ def triton_lint(
 
 
 def _show_written(done: Written) -> None:
-    table = show.new_table(str(done.repository), "model", "version", "", right=("version",))
+    table = show.new_table(str(done.repository), "model", "version", "change", right=("version",))
     for each in done.placed:
         table.add_row(each.model, str(each.version), each.change)
     show.console().print(table)
+    for name in done.kept_labels:
+        show.say(f"{name} keeps its labels: --labels was not given")
     place = shlex.quote(str(done.repository))
     command = " ".join((f"tritonserver --model-repository={place}", *done.flags))
     show.say(f"on a GPU: {command}; without one, add --model-config-name=cpu")
+    show.say("in Docker: sepvit-deploy manifests FILE --for kserve writes the Dockerfile")
 
 
 def _show_lint(found: Lint) -> None:
-    counts = f"{found.models} models, {len(found.errors)} errors, {len(found.findings) - len(found.errors)} warnings"
+    from sepvit_deploy.report.words import counted
+
+    errors, warnings = len(found.errors), len(found.findings) - len(found.errors)
+    counts = f"{counted(found.models, 'model')}, {counted(errors, 'error')}, {counted(warnings, 'warning')}"
     if found.findings:
         table = show.new_table(f"{found.repository}: {counts}", "rule", "severity", "where", "what")
         for each in found.findings[: show.MOST_FINDINGS]:

@@ -28,7 +28,8 @@ _NOTES = {
     "inferenceservice.yaml": """\
 The model repository at the storage URI is written by: {triton}
 Clients say {models}, as Triton calls them; Kubernetes says {name}.
-Mode Standard: a Deployment and a Service, without Knative, whose pods may have one port.
+{storage}Mode Standard: a Deployment and a Service, without Knative, whose pods may have one port. KServe up to 0.15
+knows it as RawDeployment, which later ones take, too.
 /dev/shm is a volume of its own: pictures and tensors pass through it to the preprocessing model, and a container's
 own 64 MiB end with a batch. What is in it counts against the memory limit.
 {scaling}{hardware}""",
@@ -48,6 +49,10 @@ prometheus-adapter, under externalRules of its configuration:
     "kustomization.yaml": """\
 kubectl apply -k . applies what this names; the Dockerfile makes {image}, which {reached}.""",
 }
+_STORAGE = """\
+KServe reads a private bucket with the secret, or the role, of a service account: make one, and name it here under
+predictor as serviceAccountName.
+"""
 _HARDWARE = """
 The plan was built on {}, and loads on GPUs of that kind: where nodes have others, too, ask for it with --gpu-product,
 which selects by the label nvidia.com/gpu.product of NVIDIA's GPU feature discovery."""
@@ -92,6 +97,7 @@ def kserve_files(cluster: Cluster, triton: str) -> dict[str, str]:
     pictures = cluster.classifies
     words = {
         "triton": triton,
+        "storage": _STORAGE if cluster.storage_uri.startswith(("s3://", "gs://")) else "",
         "scaling": _SCALING[scaling],
         "hardware": _HARDWARE.format(cluster.built_on) if cluster.built_on else "",
         "models": f"{cluster.model}, or {classify_name(cluster.model)} for pictures" if pictures else cluster.model,

@@ -106,6 +106,7 @@ def write_kserve(
     asked: Mapping[str, Any],
     *,
     release: str | None = None,
+    labels: Path | None = None,
     warn: Warn = lambda text: None,
 ) -> Manifests:
     """Write what runs a model on KServe's Triton runtime into the folder ``output``.
@@ -113,12 +114,17 @@ def write_kserve(
     Args:
         asked: fields of `Cluster` beside those that the model decides.
         release: tag of Triton's image; None for the one that carries the plan's TensorRT.
+        labels: file of the classes' names, for the command that writes the model repository.
         warn: told where the cluster could not find the image.
 
     Raises:
         OptionError: a value is unusable, or Triton runs no such plan.
+        InputError: the labels are unusable, or not one for each class.
         OutputError: the folder cannot be written, or holds something else.
     """
+    if labels is not None and found.spec.task != "classify":
+        raise OptionError(f"--labels with {found.path}, which gives no classes", expected="a classifier")
+    require_labels(read_labels(labels) if labels else None, found.spec.num_classes)
     cluster = Cluster(
         model=found.name,
         classifies=found.spec.task == "classify",
@@ -131,7 +137,7 @@ def write_kserve(
     )
     options = f"--name {found.name} --repository {REPOSITORY} --queue-delay-us {cluster.queue_delay_us}"
     # Without its folder, which is nobody else's business.
-    files = kserve_files(cluster, f"sepvit-deploy triton {shlex.quote(found.path.name)} {options}")
+    files = kserve_files(cluster, _triton(found.path.name, options, labels.name if labels else None))
     write_folder(output, files)
     place = shlex.quote(str(output))
     if not cluster.has_registry:
@@ -140,7 +146,7 @@ def write_kserve(
             "manifest forbids to pull it; give --image HOST/PATH/NAME:TAG, or bring it to every node"
         )
     commands = (
-        f"sepvit-deploy triton {shlex.quote(str(found.path))} {options}",
+        _triton(str(found.path), options, str(labels) if labels else None),
         _upload(cluster.storage_uri),
         f"docker build --tag {cluster.own_image} {place}",
         f"docker push {cluster.own_image}" if cluster.has_registry else f"# bring {cluster.own_image} to every node",
@@ -148,6 +154,12 @@ def write_kserve(
     )
     served = f"/v2/models/{classify_name(found.name)}/infer" if cluster.classifies else ""
     return Manifests("kserve", found.name, cluster.name, output, tuple(sorted(files)), commands, served)
+
+
+def _triton(model: str, options: str, labels: str | None) -> str:
+    """The command that writes the model repository."""
+    named = f" --labels {shlex.quote(labels)}" if labels else ""
+    return f"sepvit-deploy triton {shlex.quote(model)} {options}{named}"
 
 
 def _upload(uri: str) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from sepvit_deploy import artifact, triton
@@ -15,6 +17,8 @@ from sepvit_deploy.pipeline.models import TORCH, TORCH_COMPILE, OpenedPlan, open
 from sepvit_deploy.pipeline.opened import Opened, OpenedOnnx, Warn, open_onnx
 from sepvit_deploy.runners.onnxruntime import has_signed_activations
 from sepvit_deploy.triton import Served, Serving, Written
+from sepvit_deploy.triton.config import LABELS
+from sepvit_deploy.triton.repository import read_file
 
 
 def write_repository(
@@ -30,7 +34,7 @@ def write_repository(
 
     Args:
         name: of the model, where there is one.
-        labels: a file with a name for each class.
+        labels: a file with a name for each class; None keeps those that a model of the repository has.
         warn: told what will not work as one might expect.
 
     Raises:
@@ -44,7 +48,8 @@ def write_repository(
     if labels is not None and os.path.isfile(labels) and os.stat(labels).st_size > MAX_LABEL_BYTES:
         raise InputError(f"{labels} is larger than {MAX_LABEL_BYTES >> 20} MiB", expected="one label a line")
     texts = tuple(read_labels(labels)) if labels is not None else None
-    served = [_served(source, name, texts, warn) for source in sources]
+    given = [_served(source, name, texts, warn) for source in sources]
+    served = [_with_kept_labels(each, repository) for each in given]
     for each in served:
         if each.kind != "plan" and serving.cuda_graphs:
             raise OptionError(
@@ -52,7 +57,19 @@ def write_repository(
             )
         if serving.ensemble and not each.classifies:
             warn(f"{each.path} gives feature maps and no classes: there is nothing to rank, and so no ensemble")
-    return triton.write(repository, served, serving, warn)
+    kept = tuple(now.name for was, now in zip(given, served, strict=True) if now.labels != was.labels)
+    return replace(triton.write(repository, served, serving, warn), kept_labels=kept)
+
+
+def _with_kept_labels(served: Served, repository: Path) -> Served:
+    """With the labels of the versions before it, where none are given and those fit; what does not is refused later."""
+    if served.labels is None and served.classifies:
+        with contextlib.suppress(InputError, ValueError):
+            content = read_file(repository / served.name / LABELS, repository, MAX_LABEL_BYTES)
+            labels = tuple(content.decode("utf-8").splitlines())
+            if len(labels) == len(served.classes) and labels != served.classes:
+                return replace(served, labels=labels)
+    return served
 
 
 def _served(source: str, name: str | None, labels: tuple[str, ...] | None, warn: Warn) -> Served:

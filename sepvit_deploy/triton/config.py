@@ -91,7 +91,8 @@ def _model(served: Served, serving: Serving) -> Message:
     config.version_policy.latest.num_versions = KEPT_VERSIONS
     _queue(config, serving.queue_delay_us, serving.instances)
     for batch in sorted({1, config.max_batch_size or 1}):
-        warmup = config.model_warmup.add(name=f"a photograph, {batch} times", batch_size=batch)
+        often = "once" if batch == 1 else f"{batch} times"
+        warmup = config.model_warmup.add(name=f"a photograph, {often}", batch_size=batch)
         _file(warmup, image, WARMUP_IMAGES)
     return config
 

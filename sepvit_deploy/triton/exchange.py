@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from itertools import zip_longest
 
 from sepvit_deploy.errors import InputError
 from sepvit_deploy.triton.config import LABELS
@@ -81,8 +80,10 @@ def _told(config: Message, what: str) -> str:
 def _difference(place: str, was: bytes, becomes: bytes) -> str:
     """The first difference between two files of settings; empty where they say the same."""
     if place == LABELS:
-        pairs = zip_longest(was.decode(errors="replace").splitlines(), becomes.decode().splitlines(), fillvalue="")
-        differing = ((k, pair) for k, pair in enumerate(pairs) if pair[0] != pair[1])
+        labels, new = was.decode(errors="replace").splitlines(), becomes.decode().splitlines()
+        if len(labels) != len(new):
+            return f"it has {len(labels)} labels for {len(new)} classes"
+        differing = ((k, pair) for k, pair in enumerate(zip(labels, new, strict=True)) if pair[0] != pair[1])
         return next((f"label {k} is {pair[0]!r:.60}, and now {pair[1]!r:.60}" for k, pair in differing), "")
     try:
         before, now = json.loads(was), json.loads(becomes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from sepvit_deploy.errors import RepositoryFailed
@@ -31,7 +32,8 @@ def parse(text: str) -> Message:
     try:
         return text_format.Parse(text, schema().ModelConfig())
     except text_format.ParseError as error:
-        raise ValueError(" ".join(str(error).split())) from error
+        text = re.sub("^([0-9]+):[0-9]+ : ", r"line \1: ", str(error))
+        raise ValueError(" ".join(text.split())) from error
 
 
 def as_text(config: Message, comments: tuple[str, ...] = ()) -> str:

@@ -126,6 +126,11 @@ def _prefix(repository: Path) -> str:
     return f".{repository.resolve().name}.sepvit-triton-"
 
 
+def is_stage(repository: Path, name: str) -> bool:
+    """True for a folder that a writer of this repository builds in, or left when it was killed."""
+    return name.startswith(_prefix(repository)) and name.endswith(HIDDEN)
+
+
 def _stage(repository: Path) -> Path:
     name = f"{_prefix(repository)}{os.urandom(6).hex()}{HIDDEN}"
     real = repository.resolve()
@@ -144,7 +149,7 @@ def _sweep(repository: Path) -> None:
     for parent in (real.parent, real):
         with contextlib.suppress(OSError):
             for name in os.listdir(parent):
-                if name.startswith(_prefix(repository)) and name.endswith(HIDDEN):
+                if is_stage(repository, name):
                     shutil.rmtree(parent / name, ignore_errors=True)
 
 

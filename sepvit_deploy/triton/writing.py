@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sepvit_deploy.artifact import sha256
-from sepvit_deploy.errors import InputError, OptionError
+from sepvit_deploy.errors import InputError, OptionError, OutputError
 from sepvit_deploy.triton import placing
 from sepvit_deploy.triton.contents import Content, Model, models
 from sepvit_deploy.triton.exchange import changed_settings, lowers_limit, require_exchangeable
@@ -19,7 +19,7 @@ from sepvit_deploy.triton.linting import lint
 from sepvit_deploy.triton.repository import ModelFolder, read_repository
 from sepvit_deploy.triton.rules import Finding
 from sepvit_deploy.triton.rules.engines import VERSION_COMPATIBLE
-from sepvit_deploy.triton.served import Served, Serving
+from sepvit_deploy.triton.served import CONFIG, Served, Serving
 from sepvit_deploy.triton_releases import ALLOW_VERSION_COMPATIBLE
 
 Change = Literal["new model", "new version", "new settings", "unchanged"]
@@ -45,12 +45,14 @@ class Written:
 
     Attributes:
         flags: that a server of this repository needs.
+        kept_labels: models for which no labels were given, and whose labels in the repository stay.
     """
 
     repository: Path
     placed: tuple[Placed, ...]
     warnings: tuple[Finding, ...]
     flags: tuple[str, ...] = ()
+    kept_labels: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """A plain dictionary that JSON can hold."""
@@ -59,6 +61,7 @@ class Written:
             "models": [asdict(each) for each in self.placed],
             "warnings": [asdict(each) for each in self.warnings],
             "flags": list(self.flags),
+            "kept_labels": list(self.kept_labels),
         }
 
 
@@ -76,13 +79,14 @@ def write(
         OptionError: two models have one name, or the version is there already.
         InputError: what is there under a name is another kind of model, or a file to copy cannot be read.
         RepositoryFailed: a server would refuse the result; nothing was changed.
-        OutputError: the repository cannot be written.
+        OutputError: the repository cannot be written, or holds a folder that is no model.
     """
     asked = [(each.name, model) for each in served for model in models(each, serving)]
     counts = Counter(model.name for _, model in asked)
     if clashing := [name for name, count in counts.items() if count > 1]:
         raise OptionError(f"two models would be called {clashing[0]}", hint="write one of them with another --name")
     sources = {path for _, model in asked for path in model.version.values() if isinstance(path, Path)}
+    _require_models_alone(repository)
     with placing.staging(repository, warn) as stage, _reading(sources):
         old = read_repository(repository)
         itself_first = sorted(asked, key=lambda pair: pair[0] != pair[1].name)
@@ -95,7 +99,7 @@ def write(
         ]
         found = lint(old.with_models(read_repository(stage)))
         own = [finding for finding in found.findings if finding.model in counts]
-        replace(found, repository=repository, findings=tuple(own)).require_passed()
+        replace(found, repository=repository, findings=tuple(own)).require_passed(shown=3)
         # In the order in which one uses another; but where batches become smaller it is turned round, for an ensemble
         # may never take more than its steps.
         before = old.models
@@ -108,6 +112,23 @@ def write(
                 _move(stage / each.model, repository / each.model, each)
     compatible = any(finding.rule == VERSION_COMPATIBLE for finding in found.findings)
     return Written(repository, tuple(placed), tuple(own), (ALLOW_VERSION_COMPATIBLE,) if compatible else ())
+
+
+def _require_models_alone(repository: Path) -> None:
+    """Refuse a repository that no server would start with: every folder of it is a model to Triton, hidden ones too.
+
+    Raises:
+        OutputError: a folder has no config.
+    """
+    with contextlib.suppress(OSError):  # of a place that cannot be listed, staging says why
+        folders = sorted(entry.name for entry in os.scandir(repository) if entry.is_dir())
+        for name in folders:
+            if not placing.is_stage(repository, name) and not os.path.isfile(repository / name / CONFIG):
+                raise OutputError(
+                    f"{repository / name} is no model, for it has no {CONFIG}, and Triton does not start beside it",
+                    expected="a folder of models alone, or a new one",
+                    hint="give another --repository",
+                )
 
 
 @contextlib.contextmanager

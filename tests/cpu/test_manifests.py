@@ -151,6 +151,31 @@ def test_what_is_to_be_typed_can_be_typed(tmp_path: Path) -> None:
     assert "# put what is in model_repository at pvc://models/t, in a pod that mounts the claim" in done.out
 
 
+def test_labels_on_kserve_are_in_the_command_that_writes_the_repository(tmp_path: Path) -> None:
+    labels = tmp_path / "my labels.txt"
+    labels.write_text("a\nb\nc\nd\ne\n", encoding="utf-8")
+    command = ("manifests", plan(tmp_path), *KSERVE, *IMAGE, "--labels", labels)
+    done = call(*command, "--output", tmp_path / "out", "--json")
+    assert done.document["commands"][0].endswith(f" --labels '{labels}'")
+    text = (tmp_path / "out" / "inferenceservice.yaml").read_text(encoding="utf-8")
+    assert "--labels 'my labels.txt'" in text
+    assert str(tmp_path) not in text
+    labels.write_text("a\n", encoding="utf-8")
+    complaint(call(*command, "--output", tmp_path / "two"), "--labels has 1 labels; expected 5")
+    assert not (tmp_path / "two").exists()
+
+
+def test_a_bucket_needs_a_service_account_and_an_older_kserve_another_mode(tmp_path: Path) -> None:
+    model = plan(tmp_path)
+    for uri, asked in (("s3://m/x", True), ("gs://m/x", True), ("pvc://m/x", False)):
+        out = tmp_path / uri[:3]
+        stored = ("--for", "kserve", "--storage-uri", uri)
+        assert call("manifests", model, *stored, *IMAGE, "--output", out).code == 0
+        text = (out / "inferenceservice.yaml").read_text(encoding="utf-8")
+        assert ("serviceAccountName" in text) is asked
+        assert "RawDeployment" in text
+
+
 def test_an_image_that_is_in_no_registry_is_never_pulled(tmp_path: Path) -> None:
     done = call("manifests", plan(tmp_path), *KSERVE, "--output", tmp_path / "out")
     assert done.code == 0
@@ -299,6 +324,9 @@ def test_a_configuration_of_ray(tmp_path: Path) -> None:
     done = call("manifests", onnx_model(tmp_path), *options, "--output", tmp_path / "out", "--cpus", "2")
     assert done.code == 0, done
     assert f"serve run {tmp_path}/out/serve_config.yaml" in done.out
+    *_, protocol, last = done.out.splitlines()
+    assert "does not speak the v2 protocol" in protocol
+    assert all(words in last for words in ("serve status", "Ctrl-C", "serve shutdown"))
     document = written(tmp_path / "out")["serve_config.yaml"]
     (application,) = document["applications"]
     (deployment,) = application["deployments"]

@@ -38,7 +38,7 @@ def repository(written: Path, tmp_path: Path) -> Path:
 
 CONFIG, CPU, PLAIN = "colour/config.pbtxt", "colour/configs/cpu.pbtxt", "plain/config.pbtxt"
 PREPROCESS, RANK = "colour_preprocess/config.pbtxt", "colour_rank/config.pbtxt"
-CLASSIFY = "colour_classify/config.pbtxt"
+CLASSIFY, RANKER = "colour_classify/config.pbtxt", "colour_rank/1/model.py"
 RANK_INPUT = """    input_map {
       key: "logits"
       value: "logits"
@@ -136,7 +136,7 @@ TWO_PROFILES = swap(CONFIG, "  kind: KIND_GPU", '  kind: KIND_GPU profile: ["0",
 GAP = (Profile(1, 1, 1), Profile(4, 8, 32))
 JOINED = (Profile(1, 1, 4), Profile(4, 8, 32))
 FAULTS: list[tuple[str, str, str, Plant]] = [
-    ("config-unreadable", CONFIG, "1:7", put(CONFIG, "name: {")),
+    ("config-unreadable", CONFIG, "line 1: ", put(CONFIG, "name: {")),
     ("config-unreadable", CONFIG, "not there", drop(CONFIG)),
     ("config-unreadable", CONFIG, "at most", put(CONFIG, " " * 2**21)),
     ("name-differs", CONFIG, "'color'", swap(CONFIG, 'name: "colour"', 'name: "color"')),
@@ -162,6 +162,12 @@ FAULTS: list[tuple[str, str, str, Plant]] = [
     ("version-policy", CONFIG, "version 7", add(CONFIG, "version_policy { specific { versions: [1, 7] } }")),
     ("version-file", "colour/1", "no model.plan", drop("colour/1/model.plan")),
     ("version-file", "colour_rank/1", "no model.py", drop("colour_rank/1/model.py")),
+    ("python-unreadable", RANKER, "does not parse: line 2: ", put(RANKER, "import os\ndef f(:\n")),
+    ("python-unreadable", RANKER, "nested too deeply", put(RANKER, "a" + ".b" * 20_000)),
+    ("python-unreadable", RANKER, "nested too deeply", put(RANKER, "not " * 50_000 + "1")),
+    ("python-unreadable", RANKER, "null bytes", put(RANKER, b"a\0b")),
+    ("python-unreadable", RANKER, "does not parse: ", put(RANKER, b"\xff")),
+    ("python-unreadable", RANKER, "at most 1048576", put(RANKER, b"#" * 2**21)),
     ("platform-file", PLAIN, "opens model.plan", add(PLAIN, 'default_model_filename: "model.plan"')),
     ("platform-file", PLAIN, "neither", swap(PLAIN, 'platform: "onnxruntime_onnx"', "")),
     ("platform-file", "colour/1", "TensorRT-RTX", plan(builder="rtx", builder_version="1.7.1.116")),
@@ -183,7 +189,7 @@ FAULTS: list[tuple[str, str, str, Plant]] = [
     ("batch-profile", "colour/1", "and max_batch_size is 0", swap(CONFIG, "max_batch_size: 32", "")),
     ("batch-profile", "colour/1", "1 to 1, 4 to 32 in profile 0, 1, none of 2", both(plan(*GAP), TWO_PROFILES)),
     ("batch-profile", "colour/1", "1 to 4 in profile 0, none of 5", plan(*JOINED)),
-    ("batch-profile", "colour/1", "has 1 profiles, and the config asks for 1", TWO_PROFILES),
+    ("batch-profile", "colour/1", "has 1 profile, and the config asks for 1", TWO_PROFILES),
     ("version-compatible", "colour/1", "--backend-config=tensorrt,version-compat", plan(version_compatible=True)),
     ("one-tensorrt", "other/1", "10.14.1, and another plan here by 10.13.3", another_plan("10.14.1.2")),
     ("ensemble-model", "colour_classify", "'colour_rank', which is not", drop("colour_rank")),
@@ -216,7 +222,7 @@ def test_a_rule_finds_its_fault(repository: Path, rule: str, place: str, words: 
 
 
 def test_every_rule_has_a_planted_fault() -> None:
-    assert RULES.keys() == {rule for rule, *_ in FAULTS} | {"tensorrt-release", "release-unknown"}
+    assert RULES.keys() == {rule for rule, *_ in FAULTS} | {"tensorrt-release"}
 
 
 def test_what_we_write_breaks_no_rule(written: Path) -> None:
@@ -231,9 +237,16 @@ def test_a_release_carries_one_tensorrt(written: Path) -> None:
     (found,) = broken(written, "25.12")
     assert found[:2] == ("tensorrt-release", "colour/1")
     assert found[2].endswith("tritonserver:25.10-py3 carries; release 25.12 carries 10.14.1")
-    (found,) = broken(written, "31.01")
-    assert found[0] == "release-unknown"
-    assert "which one release 31.01 carries was not known on" in found[2]
+
+
+def test_a_release_that_is_not_known_is_refused_where_there_is_a_plan(repository: Path) -> None:
+    done = call("triton-lint", repository, "--release", "19.01")
+    complaint(done, "--release 19.01: which TensorRT it carries was not known on", "expected 25.10 or 25.12")
+    for name in ("colour", "colour_classify"):
+        shutil.rmtree(repository / name)
+    done = call("triton-lint", repository, "--release", "19.01")
+    assert done.code == 0
+    assert "--release 19.01: no plan whose TensorRT is known is here, and so nothing to hold against it" in done.err
 
 
 def test_a_version_compatible_plan_loads_in_a_newer_tensorrt(repository: Path) -> None:
@@ -276,10 +289,18 @@ def test_python_of_the_repository_is_not_run(repository: Path) -> None:
 def test_errors_come_first_and_fail_the_command(repository: Path) -> None:
     both(make("colour/v2"), drop("colour/labels.txt"), drop("plain/1"))(repository)
     done = call("triton-lint", repository)
-    complaint(done, "Triton would fail on", "colour/labels.txt cannot be used", "plain has no folder", code=1)
+    complaint(done, f"Triton would fail on {repository}: 2 errors, first plain has no folder", code=1)
+    assert "5 models, 2 errors, 1 warning" in " ".join(done.out.split())
     document = call("triton-lint", repository, "--json").document
     assert [each["severity"] for each in document["findings"]] == ["error", "error", "warning"]
     assert all(each["why"] == RULES[each["rule"]].why for each in document["findings"])
+
+
+def test_an_error_that_a_server_starts_with_is_not_said_to_stop_it(repository: Path) -> None:
+    add(CONFIG, 'output { name: "logits" dims: 5 data_type: TYPE_FP32 }')(repository)
+    (repository / "colour/configs/cpu.pbtxt").unlink()
+    done = call("triton-lint", repository)
+    complaint(done, f"{repository} is not fit to serve: colour/config.pbtxt names the output 'logits' 2 times", code=1)
 
 
 def test_warnings_alone_pass(repository: Path) -> None:
@@ -294,7 +315,10 @@ def test_what_is_no_repository(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     complaint(call("triton-lint", tmp_path / "file"), "cannot be read (Not a directory)")
     complaint(call("triton-lint", tmp_path, "--release", "25.13"), "--release '25.13'", "such as 25.10")
-    assert call("triton-lint", tmp_path).code == 0
+    (tmp_path / "empty").mkdir()
+    complaint(
+        call("triton-lint", tmp_path / "empty"), "empty holds no models; expected a folder with a folder for each"
+    )
 
 
 def test_a_folder_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,6 +70,7 @@ def test_a_plan_becomes_four_models_and_a_fallback(files: Path, tmp_path: Path) 
     assert [group.kind for group in (*on_gpu.instance_group, *on_cpu.instance_group)] == [1, 2]  # KIND_GPU, KIND_CPU
     assert on_gpu.max_batch_size == 32
     assert [warmup.batch_size for warmup in on_gpu.model_warmup] == [1, 32]
+    assert [warmup.name for warmup in on_gpu.model_warmup] == ["a photograph, once", "a photograph, 32 times"]
     assert on_gpu.dynamic_batching.max_queue_delay_microseconds == 2000
     assert on_gpu.dynamic_batching.default_queue_policy.max_queue_size == 512
     assert on_gpu.version_policy.latest.num_versions == 2
@@ -123,6 +124,8 @@ def test_a_server_is_told_of_version_compatible_plans(files: Path, tmp_path: Pat
     compatible = plan_file(tmp_path / "b.plan", files / "a.onnx", version_compatible=True)
     done = call("triton", compatible, "--repository", tmp_path / "r")
     assert f" {flag}; without one" in " ".join(done.out.split())
+    assert "manifests FILE --for kserve writes the Dockerfile" in " ".join(done.out.split())
+    assert "change" in done.out
     assert f"b/1 is version-compatible: start the server with {flag}" in done.err
     done = call("triton", files / "a.plan", "--repository", tmp_path / "r", "--json")  # b is still there
     assert done.document["flags"] == [flag]
@@ -215,6 +218,22 @@ def test_labels(files: Path, tmp_path: Path) -> None:
         file.truncate(1 << 30)
     done = call("triton", files / "a.onnx", "--labels", labels, "--repository", tmp_path / "s")
     complaint(done, "is larger than 64 MiB")
+
+
+def test_labels_that_are_not_given_again_are_kept(files: Path, tmp_path: Path) -> None:
+    root, labels = tmp_path / "r", tmp_path / "labels.txt"
+    labels.write_text("zero\none\ntwo\nthree\nfour\n", encoding="utf-8")
+    write(root, files / "a.onnx", "--labels", labels)
+    done = call("triton", onnx_file(tmp_path / "a.onnx", seed=1), "--repository", root, "--json")
+    assert (done.code, done.document["kept_labels"]) == (0, ["a"])
+    assert {each["model"]: each["version"] for each in done.document["models"]}["a"] == 2
+    assert (root / "a/labels.txt").read_bytes() == labels.read_bytes()
+    assert json.loads((root / "a_rank/1/ranking.json").read_text())["labels"][0] == "zero"
+    done = call("triton", onnx_file(tmp_path / "a.onnx", seed=2), "--repository", root)
+    assert "a keeps its labels: --labels was not given" in done.out
+    (root / "a/labels.txt").write_text("zero\none\n", encoding="utf-8")
+    done = call("triton", onnx_file(tmp_path / "a.onnx", seed=3), "--repository", root)
+    complaint(done, "it has 2 labels for 5 classes")
 
 
 def test_a_new_version_comes_beside_the_old_one(files: Path, tmp_path: Path) -> None:
@@ -313,8 +332,23 @@ def test_a_fallback_that_is_there_needs_an_onnx_file_in_each_version(files: Path
 
 def test_faults_of_others_do_not_stop_a_writer(files: Path, tmp_path: Path) -> None:
     (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "config.pbtxt").write_text("name: {")
     write(tmp_path, files / "a.plan")
     assert call("triton-lint", tmp_path).code == 1
+
+
+@pytest.mark.parametrize("name", [".git", "a", "digits", ".other.tmp"])
+def test_a_folder_that_is_no_model_is_no_place_for_a_repository(files: Path, tmp_path: Path, name: str) -> None:
+    root = tmp_path / "r"
+    write(root, files / "a.onnx", "--name", "b", "--no-ensemble")
+    (root / name).mkdir()
+    (root / "zzz").mkdir()
+    before = left_over(root)
+    done = call("triton", files / "a.onnx", "--repository", root)
+    complaint(done, f"{root / name} is no model", "expected a folder of models alone", "give another --repository")
+    assert left_over(root) == before
+    assert left_over(root / name) == []
+    assert left_over(tmp_path) == ["r"]
 
 
 def killed_at(step: int, root: Path, file: Path) -> None:

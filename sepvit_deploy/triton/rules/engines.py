@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from sepvit_deploy.building import EngineFacts, Profile
+from sepvit_deploy.errors import OptionError
 from sepvit_deploy.triton.messages import Message, schema, type_name
 from sepvit_deploy.triton.repository import ModelFolder, Repository, Tensors, Version
 from sepvit_deploy.triton.rules.configs import batched
@@ -90,7 +91,8 @@ def _profiles(repository: Repository) -> Iterator[tuple[str, str]]:
         for group in message.instance_group or [schema().ModelInstanceGroup()]:  # without one, the server makes one
             chosen = list(group.profile) or ["0"]  # the server's default, however many there are
             if unknown := [each for each in chosen if not (each.isdecimal() and int(each) < len(facts.profiles))]:
-                yield place, f"has {len(facts.profiles)} profiles, and the config asks for {', '.join(unknown)}"
+                count = f"{len(facts.profiles)} profile{'' if len(facts.profiles) == 1 else 's'}"
+                yield place, f"has {count}, and the config asks for {', '.join(unknown)}"
                 continue
             profiles: tuple[Profile, ...] = tuple(facts.profiles[int(each)] for each in chosen)
             if (reached := covered(profiles)) < most:
@@ -110,12 +112,23 @@ def _release(repository: Repository) -> Iterator[tuple[str, str]]:
             yield f"{model.name}/{version.number}", f"{found}; release {repository.release} carries {carried}"
 
 
-@rule("release-unknown", "warning", "of a release that is in no table, nobody here knows which TensorRT it carries")
-def _unknown_release(repository: Repository) -> Iterator[tuple[str, str]]:
-    if repository.release and not _carried(repository.release):
-        for model, _, version, facts in _engines(repository):
-            found = f"needs TensorRT {_patch(facts.builder_version)}; which one release {repository.release} carries"
-            yield f"{model.name}/{version.number}", f"{found} was not known on {AS_OF}"
+def require_known_release(repository: Repository) -> None:
+    """Refuse a release that no plan of the repository can be held against.
+
+    Raises:
+        OptionError: which TensorRT it carries is not known.
+    """
+    if repository.release and not _carried(repository.release) and has_plans(repository):
+        raise OptionError(
+            f"--release {repository.release}: which TensorRT it carries was not known on {AS_OF}",
+            expected=" or ".join(tag.removesuffix("-py3") for tag in IMAGES.values()),
+            hint="leave --release out to judge all else",
+        )
+
+
+def has_plans(repository: Repository) -> bool:
+    """True where a plan is served of which the TensorRT is known."""
+    return any(True for _ in _engines(repository))
 
 
 @rule(

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import os.path
+import warnings
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
+from sepvit_deploy.errors import InputError
 from sepvit_deploy.plans import MAGIC
 from sepvit_deploy.triton.messages import Message
-from sepvit_deploy.triton.repository import Repository
+from sepvit_deploy.triton.repository import Repository, Version, read_file
 from sepvit_deploy.triton.rules.rule import rule
 from sepvit_deploy.triton.served import FILES
 
+MAX_PYTHON_BYTES = 1 << 20
 _FILE_OF = {
     **{"tensorrt_plan": FILES["plan"], "tensorrt": FILES["plan"]},
     **{"onnxruntime_onnx": FILES["onnx"], "onnxruntime": FILES["onnx"]},
@@ -51,6 +55,30 @@ def _file(repository: Repository) -> Iterator[tuple[str, str]]:
         for version in model.served(message) if name else ():
             if not version.has(name):
                 yield f"{model.name}/{version.number}", f"has no {name}, which {config.place} serves"
+
+
+@rule("python-unreadable", "error", "Triton does not load a Python model that is no Python")
+def _python(repository: Repository) -> Iterator[tuple[str, str]]:
+    for model, _, message in repository.configs():
+        name = file_of(message)
+        for version in model.served(message) if name.endswith(".py") else ():
+            if version.has(name) and (problem := _unparsed(version, name)):
+                yield f"{model.name}/{version.number}/{name}", problem
+
+
+def _unparsed(version: Version, name: str) -> str:
+    """Why a file is no Python; empty where it is. Nothing of it is run."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ast.parse(read_file(version.path / name, version.base, MAX_PYTHON_BYTES))
+    except SyntaxError as error:
+        return f"does not parse: line {error.lineno or 1}: {error.msg}"
+    except (RecursionError, MemoryError):
+        return "does not parse: it is nested too deeply"
+    except (InputError, ValueError) as error:
+        return f"does not parse: {error}"
+    return ""
 
 
 @rule("platform-file", "error", "a platform opens its own kind of file, and no other")
