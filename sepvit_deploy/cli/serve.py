@@ -17,6 +17,9 @@ from sepvit_deploy.cli.app import (
     app,
     require_threads,
 )
+from sepvit_deploy.contract import name_of
+from sepvit_deploy.images import MAX_UPLOAD_PIXELS
+from sepvit_deploy.uploads import CLASSIFY
 
 if TYPE_CHECKING:
     from sepvit_deploy.server import Lane, Settings
@@ -33,6 +36,9 @@ def serve(
     queue_delay_ms: Annotated[float, typer.Option(help="The longest that an idle device waits for more images.")] = 2,
     max_queue: Annotated[int, typer.Option(help="Images that wait; beyond it the answer is 503.")] = 256,
     max_body_mb: Annotated[float, typer.Option(help="Of one request.")] = 32,
+    max_megapixels: Annotated[
+        float, typer.Option(help="Of a picture, which is refused before it is decoded.")
+    ] = MAX_UPLOAD_PIXELS / 1e6,
     name: Annotated[
         str | None, typer.Option(help="In the protocol; default: the file's, without its ending.", show_default=False)
     ] = None,
@@ -63,6 +69,7 @@ def serve(
         queue_delay_ms=queue_delay_ms,
         max_queue=max_queue,
         max_body_mb=max_body_mb,
+        max_megapixels=max_megapixels,
         deadline_ms=deadline_ms,
     )
     how = Running(provider=provider, threads=require_threads(threads), cuda=cuda, trust=trust)
@@ -83,7 +90,7 @@ def serve(
 
 
 def _name_of(file: str) -> str:
-    return f"sepvit_{file.split(':')[1]}" if file.startswith(("torch:", "torch-compile:")) else Path(file).stem
+    return f"sepvit_{file.split(':')[1]}" if file.startswith(("torch:", "torch-compile:")) else name_of(Path(file))
 
 
 def _started(address: str, loopback: bool, lane: Lane, settings: Settings) -> None:
@@ -102,4 +109,4 @@ def _started(address: str, loopback: bool, lane: Lane, settings: Settings) -> No
         f"serving {settings.name} (SHA-256 {model.sha256[:12]}..., batches of up to {lane.max_batch}) at {address}"
     )
     if model.spec.task == "classify":
-        show.say(f"try: curl --data-binary @photo.jpg {address}/v1/classify")
+        show.say(f"try: curl --data-binary @photo.jpg {address}{CLASSIFY}")

@@ -8,12 +8,14 @@ from importlib import resources
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from sepvit_deploy.contract import classify_name
 from sepvit_deploy.optional import require
 from sepvit_deploy.server import catalogue
 from sepvit_deploy.server.metrics import statistics
 from sepvit_deploy.server.protocol import dumps
 from sepvit_deploy.server.refusal import ClientGone, Refusal, unavailable
 from sepvit_deploy.server.service import Service
+from sepvit_deploy.uploads import CLASSIFY
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -34,6 +36,7 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+HEALTH = "/v2/health/"
 _SECURE = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
 
 
@@ -86,9 +89,8 @@ def application(service: Service, *, connections: set[Any], loopback: bool) -> A
 
     async def stats(request: Request) -> Response:
         names = [known(request).model] if "model" in request.path_params else list(service.signatures)
-        own = service.settings.name
-        batches = {name: service.metrics.batches if name == own else {} for name in names}
-        found = [statistics(n, service.lane.version, service.metrics.counts[n], batches[n]) for n in names]
+        version = service.lane.version
+        found = [statistics(name, version, service.metrics.of(name, version)) for name in names]
         return answer({"model_stats": found})
 
     async def index(request: Request) -> Response:
@@ -104,7 +106,7 @@ def application(service: Service, *, connections: set[Any], loopback: bool) -> A
         return Response(body, headers=headers)
 
     async def classify(request: Request) -> Response:
-        request.scope["sepvit.model"] = f"{service.settings.name}_classify"
+        request.scope["sepvit.model"] = classify_name(service.settings.name)
         return answer(await service.classify(request))
 
     async def about(request: Request) -> Response:
@@ -154,12 +156,12 @@ def application(service: Service, *, connections: set[Any], loopback: bool) -> A
         return answer({"error": "a fault of the server's own; its log says more"}, 500)
 
     routes = [Route(path, page) for path in PAGE]
-    routes += [Route("/v2", server), Route("/v2/health/live", live), Route("/v2/health/ready", ready)]
+    routes += [Route("/v2", server), Route(f"{HEALTH}live", live), Route(f"{HEALTH}ready", ready)]
     routes += [Route("/v2/models/stats", stats), Route("/v2/repository/index", index, methods=["POST"])]
     for base in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
         routes += [Route(base, metadata), Route(f"{base}/ready", ready), Route(f"{base}/config", configuration)]
         routes += [Route(f"{base}/stats", stats), Route(f"{base}/infer", infer, methods=["POST"])]
-    routes += [Route("/v1/classify", classify, methods=["POST"]), Route("/v1/model", about), Route("/metrics", metrics)]
+    routes += [Route(CLASSIFY, classify, methods=["POST"]), Route("/v1/model", about), Route("/metrics", metrics)]
     inner = Starlette(
         routes=routes,
         exception_handlers={HTTPException: nowhere, Refusal: refused, ClientGone: gone, Exception: broken},
@@ -186,10 +188,11 @@ def _guarded(inner: App, service: Service, connections: set[Any], loopback: bool
             model = model if model in service.signatures else ""
             service.metrics.requests.labels(model, str(status)).inc()
             if model and status >= 400:
-                service.metrics.counts[model].fail += 1
+                service.metrics.of(model, service.lane.version).fail += 1
 
         error = _denied(dict(scope["headers"]), scope["method"], service.settings.host if loopback else None)
-        if error is None and len(connections) > service.settings.max_connections:
+        probed = scope["path"].startswith(HEALTH)  # many connections are no reason to end the server
+        if error is None and len(connections) > service.settings.max_connections and not probed:
             error = unavailable(f"more than {service.settings.max_connections} connections are open")
             error.close = True
         if error is None:

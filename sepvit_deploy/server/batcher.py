@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
     Receive = Callable[[], Awaitable[object]]
 
-MOST_EXPECTED = 0.7
-"""Of the time to a deadline, what waiting and computing may be expected to take: guesses err, and answers travel."""
+MOST_EXPECTED = 0.5
+"""Of the time to a deadline, what waiting and computing may be expected to take: guesses err, most of all on a machine
+that is busy, and answers travel."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Batcher:
     """The queue before one device.
 
     Args:
-        batched: told of each batch that was run: images, requests, seconds.
+        batched: told of each batch that was run: version, images, seconds.
         failed: told of each batch that was not.
     """
 
@@ -183,7 +184,7 @@ class Batcher:
         finally:
             self._busy_until = 0.0  # it was a guess, which a stall may have taken far into the future
         lane.failures = 0
-        self._batched(count, len(works), computed.ended - computed.started)
+        self._batched(lane.version, count, computed.ended - computed.started)
         start = 0
         for work in works:
             stop = start + len(work.images)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import zlib
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING
@@ -53,17 +54,16 @@ class Bodies:
             # What would be refused at its end is not read; but a promise holds no memory, or a few would fill it.
             self._require_most(declared)
             self._require_left(declared)
-            body = bytearray()
+            body = io.BytesIO()  # whose bytes are not copied once they are whole
             async with _within(self._seconds):
                 while True:
                     message = await request.receive()
                     if message["type"] == "http.disconnect":
                         raise ClientGone
-                    body += message.get("body", b"")
-                    take(len(body) - taken)
+                    take(body.write(message.get("body", b"")))
                     if not message.get("more_body"):
                         break
-            yield bytes(body)
+            yield body.getvalue()
         finally:
             self._left += taken
 

@@ -59,14 +59,16 @@ def protocol_class(head_s: float, body_s: float, most: int) -> type[HttpToolsPro
         Attributes:
             in_head: bytes came, and no whole head yet.
             in_body: a head came, and not the whole body yet.
-            head_bytes: of a head; or within a body beside it, as trailers are, since some of the body came.
+            head_bytes: of a head, in reads after the one that it began in; or within a body beside it, as trailers are,
+                since some of the body came.
+            head_parsed: of a head, in its line and those headers that are whole.
             unread: bytes of answers that the client has not taken, at the last look; read_at, when there were less.
             lingers: the answer is out, and the rest of the body is read for the client's sake.
         """
 
         def connection_made(self, transport: asyncio.Transport) -> None:
             self.in_head = self.in_body = self.lingers = False
-            self.head_bytes = self.unread = 0
+            self.head_bytes = self.head_parsed = self.unread = 0
             self.since = self.read_at = time.monotonic()
             super().connection_made(transport)
             if len(self.connections) > most:
@@ -79,20 +81,37 @@ def protocol_class(head_s: float, body_s: float, most: int) -> type[HttpToolsPro
                 self.head_bytes += len(data)
             super().data_received(data)
             if (self.in_head or self.in_body) and self.head_bytes > MAX_HEAD and not self.transport.is_closing():
-                if self.cycle and not self.cycle.response_complete:
-                    self.transport.abort()  # another answer is expected here
-                else:
-                    self.transport.write(_HEAD_TOO_LARGE)
-                    self.transport.close()
+                self._refuse_head()
             elif len(self.pipeline) > MAX_PIPELINED:
                 self.transport.abort()
 
         def on_message_begin(self) -> None:
-            self.in_head, self.head_bytes, self.since = True, 0, time.monotonic()
+            self.in_head, self.head_bytes, self.head_parsed, self.since = True, 0, 0, time.monotonic()
             super().on_message_begin()
 
+        def on_url(self, url: bytes) -> None:
+            self._count(len(url))
+            super().on_url(url)
+
+        def on_header(self, name: bytes, value: bytes) -> None:
+            self._count(len(name) + len(value) + 4)
+            super().on_header(name, value)
+
+        def _count(self, amount: int) -> None:
+            self.head_parsed += amount
+            if self.head_parsed > MAX_HEAD:
+                self._refuse_head()
+                raise ValueError("a head beyond its limit")  # nothing is parsed any more
+
+        def _refuse_head(self) -> None:
+            if self.cycle and not self.cycle.response_complete:
+                self.transport.abort()  # another answer is expected here
+            else:
+                self.transport.write(_HEAD_TOO_LARGE)
+                self.transport.close()
+
         def on_headers_complete(self) -> None:
-            self.in_head, self.in_body = False, True
+            self.in_head, self.in_body, self.head_parsed = False, True, 0
             super().on_headers_complete()
             self.cycle.transport = _Lingering(self)
 

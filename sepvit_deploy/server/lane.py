@@ -31,7 +31,6 @@ class Model:
     """A model that is ready to run, and what is known of it.
 
     Attributes:
-        output_shapes: by name, without the batch.
         sha256: of the file.
         platform: what it is, in Triton's words: ``onnxruntime_onnx``, ``tensorrt_plan``.
         untrained: random weights, whose answers mean nothing.
@@ -65,6 +64,7 @@ class Lane:
         version: counts the models of one server, from 1.
         image_s: seconds that an image takes, as of the last batches.
         failures: runs that failed since one did not.
+        outputs: their shapes by name, without the batch.
     """
 
     model: Model

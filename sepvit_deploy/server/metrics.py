@@ -7,7 +7,7 @@ not begins with ``sepvit_``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sepvit_deploy.optional import require
@@ -20,11 +20,12 @@ SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30
 
 @dataclass
 class Counts:
-    """Of one model; times in nanoseconds, as in Triton's statistics.
+    """Of one version of a model; times in nanoseconds, as in Triton's statistics.
 
     Attributes:
         success: requests answered with a result; fail, those that were not.
         images: inferences, as Triton calls them; executions, batches.
+        batches: by images of a batch, how many were run, and nanoseconds.
     """
 
     success: int = 0
@@ -35,6 +36,7 @@ class Counts:
     queue_ns: int = 0
     infer_ns: int = 0
     last_ms: int = 0
+    batches: dict[int, list[int]] = field(default_factory=dict)
 
 
 _TRITON: tuple[tuple[str, str, Callable[[Counts], float]], ...] = (
@@ -68,9 +70,8 @@ class Metrics:
         sha256: Callable[[], str],
     ) -> None:
         prometheus = require("prometheus_client", extra="serving")
-        self.counts = {model: Counts() for model in models}
-        self.batches: dict[int, list[int]] = {}
-        """By images of a batch: how many were run, and nanoseconds."""
+        self._models = models
+        self._counts: dict[tuple[str, int], Counts] = {}
         self._waiting, self._version, self._sha256 = waiting, version, sha256
         self._render = prometheus.generate_latest
         self._metric: type[Metric] = require("prometheus_client.core", extra="serving").Metric
@@ -95,9 +96,20 @@ class Metrics:
         self.compute_s = histogram("sepvit_compute_seconds", "Computing of batches", SECONDS)
         self.total_s = histogram("sepvit_request_seconds", "Answered inference requests, head to answer", SECONDS)
 
-    def batched(self, images: int, seconds: float) -> None:
+    def of(self, model: str, version: int) -> Counts:
+        """The counters of one version of a model."""
+        return self._counts.setdefault((model, version), Counts())
+
+    def forget(self, before: int) -> None:
+        """Drop what was counted of versions below ``before``: a server that reloads for years has thousands."""
+        self._counts = {key: counts for key, counts in self._counts.items() if key[1] >= before}
+
+    def batched(self, model: str, version: int, images: int, seconds: float) -> None:
         """Count a batch."""
-        entry = self.batches.setdefault(images, [0, 0])
+        counts = self.of(model, version)
+        counts.executions += 1
+        counts.images += images
+        entry = counts.batches.setdefault(images, [0, 0])
         entry[0] += 1
         entry[1] += int(seconds * 1e9)
         self.batch.observe(images)
@@ -111,11 +123,13 @@ class Metrics:
 
     def collect(self) -> Iterator[Metric]:
         """What is read when the page is asked for; part of the interface of a collector."""
+        for model in self._models:
+            self.of(model, self._version())  # from 0 on, so that a rate has a begin
         for name, text, value in _TRITON:
             # Triton's counters have no _total, which a Counter of this library would get.
             metric = self._metric(name, text, "unknown")
-            for model, counts in self.counts.items():
-                metric.add_sample(name, {"model": model, "version": str(self._version())}, value(counts))
+            for (model, version), counts in self._counts.items():
+                metric.add_sample(name, {"model": model, "version": str(version)}, value(counts))
             yield metric
         for name, text, found in (
             ("sepvit_queue_images", "Images that wait, those being decoded among them", self._waiting()),
@@ -129,7 +143,7 @@ class Metrics:
         yield info
 
 
-def statistics(name: str, version: int, counts: Counts, batches: dict[int, list[int]]) -> dict[str, Any]:
+def statistics(name: str, version: int, counts: Counts) -> dict[str, Any]:
     """A model in the words of Triton's statistics extension."""
 
     def duration(count: int, ns: int) -> dict[str, int]:
@@ -159,6 +173,6 @@ def statistics(name: str, version: int, counts: Counts, batches: dict[int, list[
                 "compute_infer": duration(count, ns),
                 "compute_output": nothing,
             }
-            for size, (count, ns) in sorted(batches.items())
+            for size, (count, ns) in sorted(counts.batches.items())
         ],
     }

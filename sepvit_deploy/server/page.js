@@ -52,12 +52,12 @@ at("preview").addEventListener("error", () => { at("preview").hidden = true; });
 async function ask() {
   if (!picture) return;
   if (asking) asking.abort();
-  const mine = (asking = new AbortController());
   at("error").hidden = true;
   if (about && picture.size > about.max_body_mb * 1e6) {
     fail(`The picture has ${(picture.size / 1e6).toFixed(1)} MB, and the server takes at most ${about.max_body_mb} MB.`);
     return;
   }
+  const mine = (asking = new AbortController());
   document.body.classList.add("busy");
   at("status").textContent = "Asking ...";
   const began = performance.now();

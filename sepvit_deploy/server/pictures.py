@@ -14,6 +14,7 @@ from sepvit_deploy.contract import CLASS, LABEL, SCORE
 from sepvit_deploy.errors import ImageError, InputError
 from sepvit_deploy.images import decode_image, preprocess
 from sepvit_deploy.server.refusal import Refusal, malformed, unavailable
+from sepvit_deploy.uploads import is_taken, media_type, refusal_status, rows
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -81,17 +82,9 @@ def pixels(content: bytes, preprocessing: Preprocessing, *, max_pixels: int, nam
     """
     try:
         image = decode_image(content, name=name, max_pixels=max_pixels)
-        _require_resized(image.height, image.width, preprocessing, max_pixels, name)
-        return preprocess(image, preprocessing, name=name)[None]
+        return preprocess(image, preprocessing, name=name, max_pixels=max_pixels)[None]
     except ImageError as error:
-        raise Refusal(413 if "megapixels" in (error.expected or "") else 400, str(error)) from None
-
-
-def _require_resized(height: int, width: int, preprocessing: Preprocessing, most: int, name: str) -> None:
-    """Refuse a sliver of a picture that would only be large once its shorter side is what the model asks for."""
-    shorter = preprocessing.resize_shorter or 0
-    if shorter * shorter * max(height, width) > most * min(height, width):
-        raise Refusal(413, f"{name} has {height}x{width} pixels, and resized more than {most / 1e6:.10g} megapixels")
+        raise Refusal(refusal_status(error), str(error)) from None
 
 
 def batch(contents: Sequence[bytes], preprocessing: Preprocessing, *, max_pixels: int) -> Array:
@@ -122,16 +115,14 @@ def tensors(logits: Array, top: int, labels: list[str] | None) -> dict[str, Valu
     """The outputs of the classify model; without labels, a class's number is its label."""
     import numpy as np
 
-    classes, scores = rank(logits, top)
-    names = [str(k) if labels is None else labels[k] for k in classes.ravel().tolist()]
-    return {CLASS: classes, LABEL: [name.encode() for name in names], SCORE: scores.astype(np.float32)}
+    ranks, scores = rank(logits, top)
+    names = [str(k) if labels is None else labels[k] for k in ranks.ravel().tolist()]
+    return {CLASS: ranks, LABEL: [name.encode() for name in names], SCORE: scores.astype(np.float32)}
 
 
-def rows(logits: Array, top: int, labels: list[str] | None) -> list[dict[str, Any]]:
-    """The classes of one picture, logits (1, C)."""
-    classes, scores = rank(logits, top)
-    pairs = zip(classes[0].tolist(), scores[0].tolist(), strict=True)
-    return [{"class": k, "label": None if labels is None else labels[k], "score": score} for k, score in pairs]
+def classes(logits: Array, top: int, labels: list[str] | None) -> list[dict[str, Any]]:
+    """Those of one picture, logits (1, C)."""
+    return rows(*rank(logits, top), labels)
 
 
 async def uploaded(body: bytes, request: Request) -> bytes:
@@ -140,12 +131,10 @@ async def uploaded(body: bytes, request: Request) -> bytes:
     Raises:
         Refusal: 415 another type; 400 a form without exactly one file.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = media_type(request.headers.get("content-type"))
     if kind == MULTIPART:
         return await _from_form(body, request)
-    # curl --data-binary says application/x-www-form-urlencoded where it is not told otherwise
-    plain = ("", "application/octet-stream", "application/x-www-form-urlencoded")
-    if kind not in plain and not kind.startswith("image/"):
+    if not is_taken(kind):
         raise Refusal(415, f"Content-Type {kind!r:.60} is not taken, expected a picture's, or {MULTIPART}")
     if not body:
         raise malformed("the body is empty, expected an encoded picture")

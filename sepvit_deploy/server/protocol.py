@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 from sepvit_deploy.server.refusal import Refusal, malformed
@@ -15,6 +16,12 @@ from sepvit_deploy.server.values import Tensor, Values, as_block, from_binary, f
 
 MAX_ID = 1024
 MAX_TIMEOUT = 2**63 - 1
+JSON_SPARE = 64 * 1024
+"""Of a request's JSON, bytes beside its values, and parts beside them."""
+JSON_VALUE = 26
+"""Bytes of a number in JSON: 17 digits with sign, point and exponent, and what separates it from the next."""
+JSON_COST = 4
+"""Bytes of memory that a byte of JSON takes while it is parsed, beside itself: its text, and 32 of a number."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +60,14 @@ def parse(body: bytes, header_length: int | None, signature: Signature) -> Reque
         header_length: Inference-Header-Content-Length, the bytes of JSON; None where all of it is JSON.
 
     Raises:
-        Refusal: 400, and what is wrong with it.
+        Refusal: 400, and what is wrong with it; 413 where its JSON is longer than its largest batch could make it.
     """
     if header_length is not None and header_length > len(body):
         raise malformed(f"Inference-Header-Content-Length is {header_length}, and the body has {len(body)} bytes")
     length = len(body) if header_length is None else header_length
-    document = _object(_json(body[:length]), "the request")
+    text = body[:length]
+    _require_modest(text, signature)
+    document = _object(_json(text), "the request")
     rest = memoryview(body)[length:]
     parameters = _parameters(document, "the request")
     binary = parameters.get("binary_data_output", False)
@@ -98,6 +107,25 @@ def answer(
 def dumps(document: object) -> bytes:
     """Compact JSON, without the NaN that is none."""
     return json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
+
+
+def json_limit(signature: Signature) -> int:
+    """Bytes of JSON that the largest batch takes, if its values are in there."""
+    return JSON_VALUE * _most_values(signature) + JSON_SPARE
+
+
+def _most_values(signature: Signature) -> int:
+    return signature.max_batch * prod(dim for dim in signature.input.shape if dim is not None)
+
+
+def _require_modest(text: bytes, signature: Signature) -> None:
+    """Refuse JSON that would only fill memory: three bytes of it can become seventy."""
+    hint = f"at most {signature.max_batch} are computed at once; a tensor may follow as binary data"
+    if len(text) > (most := json_limit(signature)):
+        raise Refusal(413, f"the JSON has {len(text)} bytes, and {signature.model} takes {most}: {hint}")
+    # Each value is behind a comma, or first in a list or an object.
+    if sum(map(text.count, (b",", b"[", b"{"))) > 2 * _most_values(signature) + JSON_SPARE:
+        raise Refusal(413, f"the JSON has more values than {signature.model} takes: {hint}")
 
 
 def _json(text: bytes) -> object:
@@ -196,7 +224,7 @@ def _parameters(document: dict[str, Any], where: str) -> dict[str, Any]:
     """Unknown ones mean nothing, as the protocol has it; those of shared memory are refused."""
     found = _object(document.get("parameters", {}), f"parameters of {where}")
     if shared := [key for key in found if key.startswith("shared_memory")]:
-        raise malformed(f"{shared[0]}: memory that is named is not read here; send the data")
+        raise malformed(f"{shown(shared[0])}: memory that is named is not read here; send the data")
     return found
 
 

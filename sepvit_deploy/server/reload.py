@@ -18,7 +18,7 @@ Identity = tuple[tuple[int, int, int] | None, ...]
 
 
 class Watch:
-    """Looks at a file and its passport, and opens them when both have changed and rest.
+    """Looks at a file and its passport, and opens them when either has changed and both rest.
 
     Args:
         path: the model's file; None where there is none to look at.

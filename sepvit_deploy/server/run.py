@@ -1,4 +1,4 @@
-"""A server from its start to its end: bind, open, listen, serve, and end without losing a request."""
+"""A server from its start to its end: bind, open the model, let clients in, serve, and end without losing a request."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import os
 import signal
 import socket
 import warnings
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,12 +94,11 @@ async def _serve(
     doors = _Doors(listener, service, settings)
     await doors.open()
     started(doors.address, doors.loopback, lane)
-    forming = asyncio.create_task(service.batcher.work())
-    tasks = [forming, *map(asyncio.create_task, (watch.run(), doors.look_after()))]
+    tasks = [asyncio.create_task(work) for work in (service.batcher.work(), watch.run(), doors.look_after())]
     try:
-        await _unless(ending, _ended(forming))
+        await _beside(tasks, ending.wait())
         service.ending = True
-        await doors.close(log)
+        await _beside(tasks, doors.close(log))
     finally:
         for task in tasks:
             task.cancel()
@@ -199,9 +198,17 @@ async def _unless(ending: asyncio.Event, work: Coroutine[Any, Any, None]) -> boo
     return False
 
 
-async def _ended(task: asyncio.Task[None]) -> None:
-    """Wait for a task that should not end, without ending it."""
-    await asyncio.shield(task)
+async def _beside(tasks: Sequence[asyncio.Task[None]], work: Coroutine[Any, Any, object]) -> None:
+    """Wait for ``work``, while all of the tasks go on; what ends one of them, which none should, is raised."""
+    waited = asyncio.create_task(work)
+    try:
+        done, _ = await asyncio.wait({waited, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+        if waited not in done:
+            raise RuntimeError("a part of the server has ended")
+    finally:
+        waited.cancel()
 
 
 def _bound(host: str, port: int) -> socket.socket:

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sepvit_deploy.classes import TOP
 from sepvit_deploy.contract import classify_name
-from sepvit_deploy.errors import SepvitError
+from sepvit_deploy.errors import InputError, SepvitError
 from sepvit_deploy.server import catalogue, pictures, protocol
 from sepvit_deploy.server.batcher import Batcher, Result
 from sepvit_deploy.server.bodies import Bodies
 from sepvit_deploy.server.lane import Lane
-from sepvit_deploy.server.metrics import Counts, Metrics
+from sepvit_deploy.server.metrics import Metrics
 from sepvit_deploy.server.protocol import Signature
 from sepvit_deploy.server.refusal import Refusal, malformed
 from sepvit_deploy.server.settings import Settings
 from sepvit_deploy.server.values import Values
+from sepvit_deploy.uploads import parse_top
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from sepvit_deploy.runners.base import Array
 
 DEADLINE = "x-deadline-ms"
-MOST_TOP = 1000
 FAILURES = 3
 """Runs that fail one after the other until the server calls itself dead: a GPU that failed once often stays so."""
 
@@ -69,7 +68,10 @@ class Service:
             batched=self._batched,
             failed=self._failed,
         )
-        self.bodies = Bodies(settings.max_body, int(settings.held_mb * 1e6), settings.body_s)
+        # At least what one request may take: its body, what that is decompressed to, and what its JSON becomes.
+        json_bytes = min(settings.max_body, max(map(protocol.json_limit, self.signatures.values())))
+        least = 2 * settings.max_body + protocol.JSON_COST * json_bytes
+        self.bodies = Bodies(settings.max_body, max(int(settings.held_mb * 1e6), least), settings.body_s)
 
     @property
     def alive(self) -> bool:
@@ -91,6 +93,7 @@ class Service:
         before, self.lane = self.lane, lane
         self.batcher.lane = lane
         self.signatures = catalogue.signatures(self.settings.name, lane)
+        self.metrics.forget(before.version)
         return before
 
     def signature(self, name: str, version: str | None = None) -> Signature:
@@ -112,15 +115,11 @@ class Service:
         name, version = request.path_params["model"], request.path_params.get("version")
         signature = self.signature(name, version)
         length = protocol.header_length(request.headers.get("inference-header-content-length"))
-        encoding = request.headers.get("content-encoding")
         self.batcher.require_room(1, self._deadline(request, arrived))  # before the body, which may be large
-        async with contextlib.AsyncExitStack() as stack:
-            sent = body = await stack.enter_async_context(self.bodies.read(request))
+        async with self._body(request, arrived) as body:
             deadline = self._deadline(request, arrived)
-            if encoding is not None:
-                body = await self.workers.do(lambda: self.bodies.decoded(sent, encoding), deadline)
-                stack.enter_context(self.bodies.holding(len(body) if body is not sent else 0))
-            asked = await self.workers.do(lambda: protocol.parse(body, length, signature), deadline)
+            with self.bodies.holding(protocol.JSON_COST * min(length if length is not None else len(body), len(body))):
+                asked = await self.workers.do(lambda: protocol.parse(body, length, signature), deadline)
             if asked.timeout_us is not None:
                 deadline = min(deadline, time.perf_counter() + asked.timeout_us / 1e6)
             with self.batcher.place(asked.shape[0], deadline) as place:
@@ -145,12 +144,15 @@ class Service:
     async def classify(self, request: Request) -> dict[str, Any]:
         """A picture's classes."""
         arrived = time.perf_counter()
-        top = _top(request.query_params.get("top"))
+        try:
+            top = parse_top(request.query_params.get("top"))
+        except InputError as error:
+            raise malformed(str(error)) from None
         name = classify_name(self.settings.name)
         if name not in self.signatures:
             raise Refusal(404, f"{self.settings.name} gives feature maps, no classes: it answers v2 requests alone")
         self.batcher.require_room(1, self._deadline(request, arrived))
-        async with self.bodies.read(request) as body:
+        async with self._body(request, arrived) as body:
             deadline = self._deadline(request, arrived)
             content = await pictures.uploaded(body, request)
             with self.batcher.place(1, deadline) as place:
@@ -159,10 +161,10 @@ class Service:
                     deadline,
                 )
                 result = await self.batcher.run(place, images, request.receive)
-        rows = pictures.rows(result.outputs["logits"], top, self.labels)
+        classes = pictures.classes(result.outputs["logits"], top, self.labels)
         total_s = self._answered(name, 1, result, arrived)
         return {
-            "classes": rows,
+            "classes": classes,
             "model": self.settings.name,
             "version": str(result.version),
             "batch": result.batch,
@@ -172,6 +174,19 @@ class Service:
                 "total_ms": round(total_s * 1000, 3),
             },
         }
+
+    @contextlib.asynccontextmanager
+    async def _body(self, request: Request, arrived: float) -> AsyncIterator[bytes]:
+        """A request's body without its Content-Encoding; both count as held until the context ends."""
+        encoding = request.headers.get("content-encoding")
+        async with self.bodies.read(request) as sent:
+            if encoding is None:
+                yield sent
+                return
+            deadline = self._deadline(request, arrived)
+            body = await self.workers.do(lambda: self.bodies.decoded(sent, encoding), deadline)
+            with self.bodies.holding(len(body) if body is not sent else 0):
+                yield body
 
     def _decoded(self, values: Values) -> Array:
         assert isinstance(values, list)
@@ -187,9 +202,8 @@ class Service:
             most_ms = min(most_ms, int(text))
         return max(arrived + most_ms / 1000, time.perf_counter() + most_ms / 2000)
 
-    def _batched(self, images: int, requests: int, seconds: float) -> None:
-        self.metrics.batched(images, seconds)
-        self.metrics.counts[self.settings.name].executions += 1
+    def _batched(self, version: int, images: int, seconds: float) -> None:
+        self.metrics.batched(self.settings.name, version, images, seconds)
 
     def _failed(self, error: SepvitError) -> None:
         self.log(f"the model failed: {error}")
@@ -200,10 +214,11 @@ class Service:
         self.metrics.total_s.observe(total_s)
         # As in Triton, a request to the classify model counts for the model within it, too.
         for counted in {name, self.settings.name}:
-            counts: Counts = self.metrics.counts[counted]
+            counts = self.metrics.of(counted, result.version)
             counts.success += 1
-            counts.images += images
-            counts.executions += counted != self.settings.name
+            if counted != self.settings.name:  # whose batches are counted when they are run
+                counts.images += images
+                counts.executions += 1
             counts.request_ns += int(total_s * 1e9)
             counts.queue_ns += int(result.queue_s * 1e9)
             counts.infer_ns += int(result.compute_s * 1e9)
@@ -217,11 +232,3 @@ def _finite(outputs: dict[str, Array]) -> dict[str, Values]:
     if not all(np.isfinite(values).all() for values in outputs.values()):
         raise malformed("the model gives no finite numbers for this input")
     return dict(outputs)
-
-
-def _top(text: str | None) -> int:
-    if text is None:
-        return TOP
-    if not text.isascii() or not text.isdigit() or len(text) > 4 or not 1 <= int(text) <= MOST_TOP:
-        raise malformed(f"top is {text!r:.20}, expected 1 to {MOST_TOP}")
-    return int(text)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from sepvit_deploy.contract import HTTP_PORT, require_name
 from sepvit_deploy.errors import OptionError
+from sepvit_deploy.images import MAX_PIXELS, MAX_UPLOAD_PIXELS
 
 
 @dataclass(frozen=True)
@@ -18,11 +19,12 @@ class Settings:
         max_queue: images that wait, those being decoded among them; beyond it the answer is 503.
         max_body_mb: of one request, encoded and decoded.
         held_mb: of all requests at once; beyond it the answer is 503.
-        deadline_ms: from a request's last byte to its answer; a request may ask for less.
+        deadline_ms: from a request's head to its answer, of which a body that comes slowly leaves half; a request may
+            ask for less.
         max_megapixels: of a picture, refused before it is decoded.
         max_connections: beyond it the answer is 503; at twice as many a connection is closed at once.
         head_s: for the head of a request, from its first byte or the connection's begin.
-        body_s: for the body of a request.
+        body_s: for the body of a request; shorter than drain_s, or one that stalls would hold up the end.
         keep_alive_s: an idle connection is kept that long; longer than the 60 s of usual load balancers.
         drain_s: the longest that the end waits for requests under way.
         linger_s: within the end, the longest that idle connections may still bring a request.
@@ -41,10 +43,10 @@ class Settings:
     max_body_mb: float = 32
     held_mb: float = 512
     deadline_ms: float = 10_000
-    max_megapixels: float = 32
+    max_megapixels: float = MAX_UPLOAD_PIXELS / 1e6
     max_connections: int = 1000
     head_s: float = 10
-    body_s: float = 60
+    body_s: float = 20
     keep_alive_s: float = 75
     drain_s: float = 30
     linger_s: float = 2
@@ -58,6 +60,7 @@ class Settings:
         _within("--max-queue", self.max_queue, self.max_batch, 1_000_000)
         _within("--max-body-mb", self.max_body_mb, 0.001, 2000)
         _within("--deadline-ms", self.deadline_ms, 1, 3_600_000)
+        _within("--max-megapixels", self.max_megapixels, 1, MAX_PIXELS / 1e6)
 
     @property
     def max_body(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import http.client
 import io
 import json
@@ -194,6 +195,8 @@ def test_an_upload_is_a_body_or_a_form(server: Served) -> None:
     assert 0 < timings["compute_ms"] < timings["total_ms"]
     assert timings["queue_ms"] + timings["compute_ms"] < timings["total_ms"]
     plain = server.post("/v1/classify", picture).document  # as curl --data-binary sends it
+    packed = server.post("/v1/classify", gzip.compress(picture), {"Content-Encoding": "gzip"}).document
+    assert packed["classes"] == plain["classes"]
     form = (
         b'--x\r\nContent-Disposition: form-data; name="a"; filename="../../etc/passwd"\r\n\r\n'
         + picture
@@ -269,6 +272,8 @@ PART = b'--x\r\nContent-Disposition: form-data; name="a"; filename="f"\r\n\r\nGI
         ("POST", "/v1/classify", b"GIF89a", {}, 400, "is not a picture"),
         ("POST", "/v1/classify", PHOTO.read_bytes()[:3000], {}, 400, "cannot be read"),
         ("POST", "/v1/classify", HUGE, {}, 413, "8000x8000 pixels; expected at most 32 megapixels"),
+        ("POST", "/v1/classify", b"x", {"Content-Encoding": "br"}, 415, "'br' is not taken"),
+        ("POST", "/v1/classify", b"no gzip", {"Content-Encoding": "gzip"}, 400, "the body is no gzip"),
         ("POST", "/v1/classify", b"x", {"Content-Type": "text/html"}, 415, "'text/html' is not taken"),
         ("POST", "/v1/classify?top=0", b"x", {}, 400, "top is '0'"),
         ("POST", "/v1/classify", b"x", {"X-Deadline-Ms": "soon"}, 400, "X-Deadline-Ms is 'soon'"),
@@ -346,6 +351,9 @@ def exchange(port: int, data: bytes, wait_s: float = 5) -> bytes:
         (b"POST /v1/classify HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", b"400"),
         (b"GET / HTTP/1.1\r\nA: " + b"b" * 400_000, b"431"),
         (b"GET /" + b"a" * 400_000, b"431"),
+        (b"GET /v2 HTTP/1.1\r\nHost: localhost\r\nA: " + b"b" * 150_000 + b"\r\n\r\n", b"431"),
+        (b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n" + b"a: b\r\n" * 6000 + b"\r\n", b"431"),
+        (b"GET /v2?" + b"a" * 33_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", b"431"),
     ],
 )
 def test_what_is_no_http_is_closed_with_a_word(server: Served, data: bytes, status: bytes) -> None:
@@ -434,7 +442,7 @@ def test_trailers_do_not_fill_the_memory(server: Served) -> None:
 def test_a_promised_body_holds_no_memory(strict: Served) -> None:
     head = b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n"
     with contextlib.ExitStack() as stack:
-        for _ in range(4):
+        for _ in range(8):
             stack.enter_context(socket.create_connection(("127.0.0.1", strict.port))).sendall(head)
         time.sleep(0.1)
         assert strict.post("/v1/classify", SMALL).status == 200
@@ -446,6 +454,7 @@ def test_more_connections_than_the_limit_are_told_so(model: Path) -> None:
         refused = found.get("/v2")
         assert refused.status == 503
         assert refused.headers["retry-after"] == "1"
+        assert found.get("/v2/health/live").status == found.get("/v2/health/ready").status == 200
         for connection in kept:
             connection.close()
         time.sleep(0.1)
@@ -600,6 +609,11 @@ def test_a_new_file_takes_over_and_an_unfit_one_does_not(tmp_path: Path) -> None
         assert second["versions"] == ["2"]
         assert second["parameters"]["sha256"] != first
         assert found.get("/v2/models/m/versions/1").status == 404
+        until(lambda: counts(found, "m")[0], "the new version counts nothing")
+        series = [line.rsplit(" ", 1) for line in found.get("/metrics").body.decode().splitlines()]
+        counted = {name: value for name, value in series if name.startswith('nv_inference_count{model="m"')}
+        assert list(counted) == [f'nv_inference_count{{model="m",version="{version}"}}' for version in "12"]
+        assert "0.0" not in counted.values()
 
         path.write_bytes(b"no model")
         until(lambda: "REFUSED" in found.said[-1], "an unfit file is not refused")
@@ -652,6 +666,14 @@ def test_what_cannot_be_served_is_one_line(tmp_path: Path, model: Path, server: 
     few.write_text("one\ntwo", encoding="utf-8")
     complaint(spawn("serve", model, "--port", "0", "--labels", few), "2 labels", "expected 5")
     complaint(spawn("serve", tmp_path / "none.onnx", "--port", "0"), "none.onnx")
+
+
+def test_a_file_serves_under_a_name_that_fits_and_takes_pictures_of_the_size_it_is_told(tmp_path: Path) -> None:
+    with served(small_model(tmp_path / "my model.onnx"), "--max-megapixels", "1") as found:
+        assert found.get("/v2/models/my_model").status == 200
+        refused = found.post("/v1/classify", png(1001, 1000))
+        assert (refused.status, found.post("/v1/classify", png(1000, 1000)).status) == (413, 200)
+        assert "at most 1 megapixels" in refused.document["error"]
 
 
 def test_an_open_door_is_warned_of(model: Path) -> None:

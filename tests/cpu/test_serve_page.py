@@ -125,6 +125,15 @@ def test_what_is_wrong_is_said_in_words(page: Any) -> None:
     assert not page.is_visible("#error")
 
 
+def test_a_picture_that_is_too_large_ends_the_request_before_it(page: Any) -> None:
+    page.route("**/v1/classify*", lambda route: None)  # which is never answered
+    drop(page, "fine.jpg", PHOTO.read_bytes())
+    page.wait_for_selector("body.busy")
+    drop(page, "large.png", bytes(1_500_000))
+    page.locator("#error", has_text="1.5 MB").wait_for()
+    page.wait_for_selector("body:not(.busy)")
+
+
 def test_a_server_that_is_gone_is_said_too(browser: Any, tmp_path: Path) -> None:
     with served(small_model(tmp_path / "small.onnx")) as found:
         page = browser.new_page()

@@ -98,7 +98,7 @@ async def desk(device: Device | None = None, *, delay_s: float = 0.02, max_queue
     device.batches.clear()
     failures: list[SepvitError] = []
     batcher = Batcher(
-        lane, delay_s=delay_s, max_queue=max_queue, batched=lambda images, requests, s: None, failed=failures.append
+        lane, delay_s=delay_s, max_queue=max_queue, batched=lambda version, images, s: None, failed=failures.append
     )
     work = asyncio.create_task(batcher.work())
     try:
@@ -274,6 +274,28 @@ def test_what_came_while_the_first_model_opened_is_news(tmp_path: Path) -> None:
         signal.signal(signal.SIGHUP, before)
     assert not deadly
     assert said == ["reload: version 2 (SHA-256 new...) serves now"]
+
+
+@pytest.mark.parametrize("ending", [False, True])
+@pytest.mark.parametrize("part", ["batcher.Batcher.work", "reload.Watch.run", "run._Doors.look_after"])
+def test_a_part_that_fails_ends_the_server_aloud(monkeypatch: pytest.MonkeyPatch, part: str, ending: bool) -> None:
+    async def broken(self: object) -> None:
+        await asyncio.sleep(0.2)
+        raise ZeroDivisionError("a fault")
+
+    async def long(self: object, log: object) -> None:
+        await asyncio.sleep(5)
+
+    def started(*_: object) -> None:
+        if ending:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(f"sepvit_deploy.server.{part}", broken)
+    monkeypatch.setattr("sepvit_deploy.server.run._Doors.close", long)
+    began = time.monotonic()
+    with warnings.catch_warnings(), pytest.raises(ZeroDivisionError, match="a fault"):
+        serve(source(Device()), Settings("m", port=0), log=lambda line: None, started=started)
+    assert time.monotonic() - began < 4
 
 
 def test_a_new_model_takes_over_between_batches() -> None:

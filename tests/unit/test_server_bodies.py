@@ -6,7 +6,9 @@ import asyncio
 import gzip
 import io
 import time
+import tracemalloc
 import zlib
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from hypothesis import given
@@ -20,6 +22,9 @@ from sepvit_deploy.server.pictures import Workers, pixels
 from sepvit_deploy.server.refusal import Refusal
 from sepvit_deploy.server.settings import Settings
 from sepvit_deploy.spec import Preprocessing
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
 
 BODIES = Bodies(most=1000, held=5000, seconds=1)
 IMAGENET = Preprocessing.for_task("classify", (224, 224))
@@ -57,6 +62,32 @@ def test_what_a_body_has_become_counts_as_held() -> None:
         pass
 
 
+class Sent:
+    """A request whose body comes in pieces."""
+
+    headers: dict[str, str] = {}  # noqa: RUF012
+
+    def __init__(self, pieces: int) -> None:
+        self.left = pieces
+
+    async def receive(self) -> dict[str, Any]:
+        self.left -= 1
+        return {"type": "http.request", "body": bytes(100_000), "more_body": self.left > 0}
+
+
+def test_a_body_is_in_memory_once() -> None:
+    async def scene() -> int:
+        async with Bodies(most=10_000_000, held=20_000_000, seconds=5).read(cast("Request", Sent(80))) as body:
+            return len(body)
+
+    tracemalloc.start()
+    try:
+        assert asyncio.run(scene()) == 8_000_000
+        assert tracemalloc.get_traced_memory()[1] < 11_000_000
+    finally:
+        tracemalloc.stop()
+
+
 def test_work_that_is_late_is_not_waited_for() -> None:
     async def scene() -> None:
         workers = Workers(1)
@@ -87,7 +118,7 @@ def png(width: int, height: int) -> bytes:
     ("content", "status", "words"),
     [
         (png(3000, 3000), 413, "3000x3000 pixels; expected at most 1 megapixels"),
-        (png(20_000, 4), 413, "4x20000 pixels, and resized more than 1 megapixels"),
+        (png(20_000, 4), 413, "4x20000, resized has 256x1280000 pixels; expected at most 1 megapixels"),
         (b"GIF89a", 400, "not a picture"),
         (b"", 400, "is empty"),
         (png(20, 20)[:45], 400, "picture"),
@@ -139,6 +170,7 @@ def test_a_page_of_another_site_may_look_and_not_ask() -> None:
         ("--deadline-ms", {"deadline_ms": 0}),
         ("--port", {"port": 65536}),
         ("--name", {"name": "../x"}),
+        ("--max-megapixels", {"max_megapixels": 101}),
     ],
 )
 def test_settings_name_the_option_that_is_wrong(option: str, values: dict[str, float]) -> None:

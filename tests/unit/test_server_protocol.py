@@ -52,10 +52,10 @@ def strings(*values: bytes) -> bytes:
     return b"".join(struct.pack("<I", len(value)) + value for value in values)
 
 
-def refusal(request: bytes, length: int | None = None, signature: Signature = IMAGES) -> str:
+def refusal(request: bytes, length: int | None = None, signature: Signature = IMAGES, status: int = 400) -> str:
     with pytest.raises(Refusal) as caught:
         parse(request, length, signature)
-    assert caught.value.status == 400
+    assert caught.value.status == status
     assert "\n" not in caught.value.text
     assert len(caught.value.text) < 400
     return caught.value.text
@@ -131,7 +131,7 @@ def test_bytes_that_are_no_json_are_refused(noise: bytes) -> None:
 BAD = [
     (b"", "no JSON"),
     (b"[]", "the request is [], expected a JSON object"),
-    (b"[" * 100_000, "nested too deeply"),
+    (b"[" * 60_000, "nested too deeply"),
     (b'{"inputs":' + b"9" * 5000 + b"}", "no JSON"),
     (body(tensor(data=[float("nan")] * 12)), "NaN is no JSON number"),
     (body(tensor(data=[1e39] * 12)), "not finite"),
@@ -172,6 +172,23 @@ BAD = [
 @pytest.mark.parametrize(("request_body", "words"), BAD)
 def test_each_mistake_has_its_words(request_body: bytes, words: str) -> None:
     assert words in refusal(request_body)
+
+
+def test_json_is_no_longer_than_its_images_make_it() -> None:
+    values = np.full((4, 3, 2, 2), -1.2345678901234567e-100)
+    assert parse(body(tensor(values)), None, IMAGES).shape == (4, 3, 2, 2)
+    assert parse(*binary(bytes(48), parameters={"key": "x" * 60_000}), IMAGES).shape == (1, 3, 2, 2)
+    assert "the JSON has 70000 bytes, and m takes 66784: at most 4" in refusal(b" " * 70_000, status=413)
+    wide = Signature("w", Tensor("images", "FP32", (None, 3, 224, 224)), IMAGES.outputs, max_batch=1)
+    hostile = b"[" + b"{}," * 200_000 + b"{}]"
+    assert "more values than w takes" in refusal(hostile, signature=wide, status=413)
+    ones = np.ones((1, 3, 224, 224))
+    for data in (ones.tolist(), ones.ravel().tolist()):
+        assert parse(body(tensor(ones, data=data)), None, wide).shape == ones.shape
+
+
+def test_a_key_is_not_repeated_whole() -> None:
+    assert len(refusal(body(tensor(), parameters={"shared_memory" + "x" * 9000: 1}))) < 200
 
 
 def test_mistakes_of_binary_data_have_their_words() -> None:
