@@ -33,17 +33,17 @@ IMAGENET = Preprocessing.for_task("classify", (224, 224))
 @given(st.binary(max_size=1000))
 def test_what_was_compressed_comes_back(content: bytes) -> None:
     assert BODIES.decoded(content, None) == content
-    assert BODIES.decoded(gzip.compress(content), "gzip") == content
+    assert BODIES.decoded(gzip.compress(content, mtime=0), "gzip") == content
     assert BODIES.decoded(zlib.compress(content), " Deflate") == content
 
 
 @pytest.mark.parametrize(
     ("body", "encoding", "status", "words"),
     [
-        (gzip.compress(bytes(10_000_000)), "gzip", 413, "more than 0.001 MB when it is decompressed"),
+        (gzip.compress(bytes(10_000_000), mtime=0), "gzip", 413, "more than 0.001 MB when it is decompressed"),
         (b"", "br", 415, "'br' is not taken"),
         (b"no gzip", "gzip", 400, "no gzip"),
-        (gzip.compress(b"abc")[:-3], "gzip", 400, "cut short"),
+        (gzip.compress(b"abc", mtime=0)[:-3], "gzip", 400, "cut short"),
         (zlib.compress(b"abc") + b"x", "deflate", 400, "something follows"),
     ],
 )
