@@ -109,4 +109,4 @@ def _started(address: str, loopback: bool, lane: Lane, settings: Settings) -> No
         f"serving {settings.name} (SHA-256 {model.sha256[:12]}..., batches of up to {lane.max_batch}) at {address}"
     )
     if model.spec.task == "classify":
-        show.say(f"try: curl --data-binary @photo.jpg {address}{CLASSIFY}")
+        show.say(f"try: curl --data-binary @photo.jpg {address}{CLASSIFY}, or {address}/ in a browser")
