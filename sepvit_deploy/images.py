@@ -94,6 +94,8 @@ def preprocess(
 ) -> NDArray[np.float32]:
     """An RGB picture as an input of shape (3, H, W); ``name`` is what an error calls the picture.
 
+    H and W are those of ``preprocessing.size``, or, with ``keep_ratio``, what fits within it.
+
     Raises:
         ImageTooLarge: resizing it would make more than ``max_pixels``: of a sliver, whose shorter side grows.
         ImageError: the picture is not RGB.
@@ -104,11 +106,12 @@ def preprocess(
     if image.mode != "RGB" or not all(image.size):
         found = f"{name} is {image.height}x{image.width} pixels of mode {image.mode}"
         raise ImageError(found, expected="at least 1x1 pixels of mode RGB, as load_image returns")
-    height, width = preprocessing.size
     rows, columns = _resized(image.height, image.width, preprocessing)
+    height, width = (rows, columns) if preprocessing.keep_ratio else preprocessing.size
     _check_pixels(rows, columns, f"{name}, {image.height}x{image.width}, resized has", max_pixels)
     if (columns, rows) != image.size:
-        image = image.resize((columns, rows), Image.Resampling.BICUBIC)
+        bilinear = preprocessing.interpolation == "bilinear"
+        image = image.resize((columns, rows), Image.Resampling.BILINEAR if bilinear else Image.Resampling.BICUBIC)
     # Python's round takes halves to the even neighbour, as the crop of the published evaluation does.
     top, left = round((rows - height) / 2), round((columns - width) / 2)
     pixels = np.asarray(image.crop((left, top, left + width, top + height)), dtype=np.float32)  # (H, W, 3)
@@ -207,7 +210,14 @@ def _pixels_text(most: int) -> str:
 
 
 def _resized(height: int, width: int, preprocessing: Preprocessing) -> tuple[int, int]:
-    """Height and width after the resize; the longer side keeps the aspect ratio, cut to an integer."""
+    """Height and width after the resize; the longer side keeps the aspect ratio, cut to an integer.
+
+    With ``keep_ratio`` both sides are rounded, halves up, as the published evaluation of ADE20K does.
+    """
+    if preprocessing.keep_ratio:
+        most, least = max(preprocessing.size), min(preprocessing.size)
+        scale = min(most / max(height, width), least / min(height, width))
+        return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
     shorter = preprocessing.resize_shorter
     if shorter is None:
         return preprocessing.size

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import Field, asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from sepvit_deploy.errors import OptionError
+from sepvit_deploy.heads import EVALUATION_SIZE, MASK_CLASSES, Head, OutputKind, require_head
 from sepvit_deploy.variants import CLASSIFY_SIZE, STRIDES, Task, variant_named
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -26,13 +27,16 @@ class Preprocessing:
     """How a picture becomes an input: resize, centre crop, divide by 255, then (x - mean) / std for each channel.
 
     Attributes:
-        size: height and width of the input.
+        size: height and width of the input; with ``keep_ratio`` the sides, shorter and longer in any order, that it
+            must not exceed.
         resize_shorter: length of the picture's shorter side before the centre crop; None resizes straight to
             ``size`` without a crop, which changes the aspect ratio.
-        interpolation: bicubic, with antialiasing when the picture shrinks.
+        interpolation: bicubic or bilinear, with antialiasing when the picture shrinks.
         mean: of red, green, blue, on the scale 0..1.
         std: of red, green, blue, on the scale 0..1.
         channel_order: of the input's three planes.
+        keep_ratio: make the picture as large as ``size`` lets it be and keep its aspect ratio, so that inputs differ
+            in size; for files of any size alone.
 
     Raises:
         OptionError: a value is unusable; the message names its key.
@@ -40,17 +44,21 @@ class Preprocessing:
 
     size: tuple[int, int]
     resize_shorter: int | None
-    interpolation: Literal["bicubic"] = "bicubic"
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     channel_order: Literal["RGB"] = "RGB"
+    keep_ratio: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", _pair("preprocessing.size", self.size))
         if self.resize_shorter is not None:
             # A shorter side below the crop would need padding, which no published model was trained with.
             _integer("preprocessing.resize_shorter", self.resize_shorter, at_least=max(self.size))
-        _one_of("preprocessing.interpolation", self.interpolation, ("bicubic",))
+        if self.keep_ratio not in (False, True) or (self.keep_ratio and self.resize_shorter is not None):
+            found = f"preprocessing.keep_ratio is {self.keep_ratio!r}, resize_shorter {self.resize_shorter!r}"
+            raise OptionError(found, expected="true or false, and true without resize_shorter")
+        _one_of("preprocessing.interpolation", self.interpolation, ("bicubic", "bilinear"))
         _one_of("preprocessing.channel_order", self.channel_order, ("RGB",))
         # The bounds keep every value, and every quotient, finite in float32.
         object.__setattr__(self, "mean", _triple("preprocessing.mean", self.mean, low=-1e6))
@@ -58,10 +66,14 @@ class Preprocessing:
 
     @classmethod
     def for_task(cls, task: Task, size: tuple[int, int]) -> Preprocessing:
-        """ImageNet's evaluation for classification (shorter side 256 for a crop of 224); no crop for dense tasks."""
+        """ImageNet's evaluation for classification (shorter side 256 for a crop of 224); no crop for dense tasks.
+
+        Segmentation resizes bilinearly, as ADE20K's evaluation does.
+        """
         _one_of("task", task, get_args(Task))
         size = _pair("size", size)
-        return cls(size, round(max(size) * 256 / 224) if task == "classify" else None)
+        shorter = round(max(size) * 256 / 224) if task == "classify" else None
+        return cls(size, shorter, "bilinear" if task == "segment" else "bicubic")
 
     def to_dict(self) -> dict[str, Any]:
         """A plain dictionary that JSON can hold."""
@@ -69,7 +81,7 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
-        """The inverse of `to_dict`; every key must be there, and no other.
+        """The inverse of `to_dict`; every key that it always writes must be there, and no unknown one.
 
         Raises:
             OptionError: a key is unknown or missing, or its value is unusable.
@@ -81,6 +93,12 @@ class Preprocessing:
 class ModelSpec:
     """One deployable model: a variant, its task, its input size and its number of classes.
 
+    Attributes:
+        size: of its inputs; of a file of any size that which they must not exceed where pictures are prepared for it.
+        head: of segmentation.
+        output: of segmentation: logits (B, num_classes, h, w) at stride 4, or a mask (B, H, W) of uint8 class numbers.
+        any_size: inputs of any height and width; not for classification.
+
     Raises:
         OptionError: a value is unusable; the message names its key.
     """
@@ -89,6 +107,9 @@ class ModelSpec:
     task: Task
     size: tuple[int, int]
     num_classes: int
+    head: Head | None = None
+    output: OutputKind = "logits"
+    any_size: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.variant, str):
@@ -102,10 +123,26 @@ class ModelSpec:
                 f"size is {_text(self.size)} for classification",
                 expected=f"{CLASSIFY_SIZE}x{CLASSIFY_SIZE}, because the learned window tokens are counted for "
                 f"{CLASSIFY_SIZE} pixels",
-                hint="other sizes need the task dense",
+                hint="other sizes need the task dense or segment",
             )
         if max(self.size) > MAX_DENSE_SIDE:
             raise OptionError(f"size is {_text(self.size)}", expected=f"sides of 1 to {MAX_DENSE_SIDE} pixels")
+        if self.any_size not in (False, True) or (self.any_size and self.task == "classify"):
+            found = f"any_size is {self.any_size!r} for the task {self.task}"
+            raise OptionError(found, expected="true or false, and false for classification")
+        if self.task == "segment":
+            require_head(self.head)
+        elif self.head is not None:
+            raise OptionError(f"--head {self.head} with --task {self.task}", expected="--task segment")
+        _one_of("output", self.output, get_args(OutputKind))
+        if self.output == "mask" and self.task != "segment":
+            raise OptionError(f"--output-kind mask with --task {self.task}", expected="--task segment")
+        if self.output == "mask" and self.num_classes > MASK_CLASSES:
+            raise OptionError(
+                f"--output-kind mask with {self.num_classes} classes",
+                expected=f"at most {MASK_CLASSES}, for a mask is of uint8",
+                hint="type: --output-kind logits",
+            )
 
     @property
     def input_name(self) -> str:
@@ -114,13 +151,13 @@ class ModelSpec:
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """Names of the output tensors: logits (B, num_classes), or one feature map for each stride."""
-        return ("logits",) if self.task == "classify" else tuple(f"stride{stride}" for stride in STRIDES)
+        """Names of the output tensors: logits, a mask, or one feature map for each stride."""
+        return tuple(f"stride{stride}" for stride in STRIDES) if self.task == "dense" else (self.output,)
 
     @property
     def preprocessing(self) -> Preprocessing:
         """How pictures become inputs of this model."""
-        return Preprocessing.for_task(self.task, self.size)
+        return replace(Preprocessing.for_task(self.task, self.size), keep_ratio=self.any_size)
 
     def to_dict(self) -> dict[str, Any]:
         """A plain dictionary that TOML and JSON can hold."""
@@ -128,7 +165,7 @@ class ModelSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelSpec:
-        """The inverse of `to_dict`; every key must be there, and no other.
+        """The inverse of `to_dict`; every key that it always writes must be there, and no unknown one.
 
         Raises:
             OptionError: a key is unknown or missing, or its value is unusable.
@@ -142,33 +179,49 @@ def parse_image_size(text: str) -> tuple[int, int]:
     Raises:
         OptionError: the text is anything else.
     """
-    if text == "dynamic":
-        raise OptionError(
-            "image size 'dynamic': a dense file is for one size, because padding and the number of windows "
-            "depend on it",
-            hint="export one file per size, such as 512x768",
-        )
     match = re.fullmatch(r"([1-9][0-9]{0,5})(?:x([1-9][0-9]{0,5}))?", text)
     if match is None:
         raise OptionError(f"image size {text!r}", expected="pixels as 224, or height x width as 512x768")
     return int(match[1]), int(match[2] or match[1])
 
 
+def parse_input_size(text: str) -> tuple[tuple[int, int], bool]:
+    """The size of a file's inputs, and whether it takes any: ``512x768``, ``dynamic``, or ``dynamic:512x2048``.
+
+    What follows ``dynamic:`` are the sides, shorter and longer, that pictures are prepared to fit in; by default those
+    of the paper's evaluation on ADE20K.
+
+    Raises:
+        OptionError: the text is anything else.
+    """
+    kind, colon, sides = text.partition(":")
+    if kind != "dynamic":
+        return parse_image_size(text), False
+    return parse_image_size(sides) if colon else EVALUATION_SIZE, True
+
+
 def _text(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
 
 
+def _later(field: Field[Any]) -> bool:
+    """A key that passports and specs written before it do not have; left out where it has its default."""
+    return field.name in ("keep_ratio", "head", "output", "any_size")
+
+
 def _plain(record: Preprocessing | ModelSpec) -> dict[str, Any]:
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(record).items()}
+    unsaid = {field.name for field in fields(record) if _later(field) and getattr(record, field.name) == field.default}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(record).items() if k not in unsaid}
 
 
 def _exact_keys(what: str, cls: type[Preprocessing] | type[ModelSpec], values: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(values, Mapping):
         raise OptionError(f"{what} is {values!r}", expected="a table of keys and values")
     names = [field.name for field in fields(cls)]
+    always = [field.name for field in fields(cls) if not _later(field)]
     for problem, keys in (
         ("unknown", [key for key in values if key not in names]),
-        ("missing", [name for name in names if name not in values]),
+        ("missing", [name for name in always if name not in values]),
     ):
         if keys:
             found = ", ".join(f"{what}.{key}" for key in keys)

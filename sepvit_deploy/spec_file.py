@@ -224,7 +224,8 @@ _COMMENTS = {
 def spec_text(spec: DeploymentSpec) -> str:
     """The TOML of a spec, every key written out; `read_spec` gives the same record back."""
     lines = ["# sepvit-deploy deploy THIS.toml --out build", f"name = {json.dumps(spec.name)}"]
-    for table, values in asdict(spec).items():
+    plain = {"model": spec.model.to_dict(), "preprocessing": spec.preprocessing.to_dict()}
+    for table, values in (asdict(spec) | plain).items():
         if isinstance(values, dict):
             lines += ["", *(f"# {line}" for line in _COMMENTS.get(table, "").splitlines()), f"[{table}]"]
             lines += [f"{key} = {_toml(value)}" for key, value in values.items()]

@@ -13,7 +13,8 @@ from typing import Literal
 
 from sepvit_deploy.errors import OptionError
 
-Task = Literal["classify", "dense"]
+Task = Literal["classify", "dense", "segment"]
+"""Logits of an image; four feature maps; logits or a class of every pixel, by a decode head on those maps."""
 
 HEAD_WIDTH = 32
 MLP_RATIO = 4
@@ -109,6 +110,12 @@ class BlockShape:
         """``stage1.block0``: the address that taps, graphs and reports share."""
         return f"stage{self.stage}.block{self.block}"
 
+    @property
+    def attention_macs(self) -> int:
+        """Multiply-accumulates of the two products in DWA and of the two in PWA, which no weight takes part in."""
+        tokens, window = self.padded_pixels + self.windows, self.side**2 + (1 if self.windows else 0)
+        return 2 * tokens * window * self.channels + self.windows**2 * (self.channels + self.side**2 * self.channels)
+
 
 def map_sizes(size: tuple[int, int]) -> list[tuple[int, int]]:
     """Height and width of the four feature maps of an input of ``size`` (height, width) pixels."""
@@ -138,7 +145,7 @@ def block_shapes(variant: Variant, task: Task, size: tuple[int, int]) -> Iterato
 
 
 def count_parameters(variant: Variant, task: Task = "classify", num_classes: int = 1000) -> int:
-    """Learned numbers of the model, buffers excluded.
+    """Learned numbers of the model, buffers excluded; of ``segment`` those of its backbone, see `heads`.
 
     A dense backbone counts its unused ``norm`` and ``head``, as the published checkpoints hold them.
     """
@@ -159,7 +166,7 @@ def count_parameters(variant: Variant, task: Task = "classify", num_classes: int
             total += 2 * c + 2 * c * c + 2 * c  # PWA's LayerNorm and QK
             if task == "classify":
                 total += shape.windows * c  # learned window tokens
-    if task == "dense":
+    if task != "classify":
         total += sum(2 * c for c in variant.channels)  # a LayerNorm for each feature map
     return total + 2 * previous + previous * num_classes + num_classes
 
@@ -170,12 +177,10 @@ def block_macs(shape: BlockShape) -> int:
     Complexity of DWA and PWA: section 3.3 of the paper.
     """
     c, tokens = shape.channels, shape.padded_pixels + shape.windows
-    window = shape.side**2 + (1 if shape.windows else 0)
     return (
         3 * tokens * c * c  # QKV
-        + 2 * tokens * window * c  # DWA's two products
         + 2 * shape.windows * c * c  # PWA's QK
-        + shape.windows**2 * (c + shape.side**2 * c)  # PWA's two products
+        + shape.attention_macs
         + shape.pixels * c * c  # proj
         + 2 * MLP_RATIO * shape.pixels * c * c
     )

@@ -21,6 +21,7 @@ ROWS: tuple[tuple[int, str], ...] = (
     (0, "errors"),
     (0, "optional variants confidence ranges gpu triton_releases records"),
     (0, "published"),
+    (0, "heads"),
     (1, "spec likeness inspector"),
     (1, "artifact images labels building classes contract"),
     (1, "image_sets scales journal accuracy deployment latency uploads"),

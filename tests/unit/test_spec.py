@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sepvit_deploy.errors import OptionError
-from sepvit_deploy.spec import ModelSpec, Preprocessing, parse_image_size
+from sepvit_deploy.spec import ModelSpec, Preprocessing, parse_image_size, parse_input_size
 from sepvit_deploy.variants import VARIANTS
 
 CLASSIFY = ModelSpec("lite", "classify", (224, 224), 1000)
@@ -63,7 +63,9 @@ BAD_PREPROCESSING = [
     ("size", "224x224", "preprocessing.size is '224x224'"),
     ("resize_shorter", 223, "preprocessing.resize_shorter is 223; expected an integer of at least 224"),
     ("resize_shorter", 256.0, "preprocessing.resize_shorter is 256.0"),
-    ("interpolation", "bilinear", "preprocessing.interpolation is 'bilinear'; expected bicubic"),
+    ("interpolation", "nearest", "preprocessing.interpolation is 'nearest'; expected bicubic or bilinear"),
+    ("keep_ratio", True, "preprocessing.keep_ratio is True, resize_shorter 256; expected true or false, and true"),
+    ("keep_ratio", "no", "preprocessing.keep_ratio is 'no'"),
     ("interpolation", ["bicubic"], "preprocessing.interpolation is ['bicubic']"),
     ("channel_order", "BGR", "preprocessing.channel_order is 'BGR'; expected RGB"),
     ("mean", [0.5, 0.5], "preprocessing.mean is [0.5, 0.5]; expected three numbers"),
@@ -135,7 +137,12 @@ def test_a_spec_survives_toml(variant: str, size: tuple[int, int], num_classes: 
 BAD_MODEL = [
     ("variant", "xl", "there is no variant 'xl'; expected one of lite, t, s, b"),
     ("variant", ["t"], "variant is ['t']; expected the name of a variant"),
-    ("task", "segment", "task is 'segment'; expected classify or dense"),
+    ("task", "detect", "task is 'detect'; expected classify or dense or segment"),
+    ("task", "segment", "--task segment without --head; expected --head fpn or --head upernet"),
+    ("head", "fpn", "--head fpn with --task dense; expected --task segment"),
+    ("output", "mask", "--output-kind mask with --task dense; expected --task segment"),
+    ("output", "masks", "output is 'masks'; expected logits or mask"),
+    ("any_size", 1.5, "any_size is 1.5 for the task dense; expected true or false, and false for classification"),
     ("task", None, "task is None"),
     ("size", [0, 32], "size is 0"),
     ("size", [4097, 32], "size is 4097x32; expected sides of 1 to 4096 pixels"),
@@ -159,7 +166,7 @@ def test_classification_is_locked_and_says_why(size: tuple[int, int]) -> None:
         replace(CLASSIFY, size=size)
     assert str(caught.value) == (
         f"size is {size[0]}x{size[1]} for classification; expected 224x224, because the learned window tokens are "
-        "counted for 224 pixels; other sizes need the task dense"
+        "counted for 224 pixels; other sizes need the task dense or segment"
     )
 
 
@@ -191,13 +198,37 @@ def test_a_size_is_parsed_whole_or_refused(text: str) -> None:
     assert text in {f"{height}x{width}", f"{height}" if height == width else ""}
 
 
-def test_dynamic_says_why_not() -> None:
-    with pytest.raises(OptionError) as caught:
-        parse_image_size("dynamic")
-    assert str(caught.value) == (
-        "image size 'dynamic': a dense file is for one size, because padding and the number of windows depend on it; "
-        "export one file per size, such as 512x768"
-    )
+@pytest.mark.parametrize(
+    ("text", "size", "any_size"),
+    [("512x768", (512, 768), False), ("dynamic", (512, 2048), True), ("dynamic:300x400", (300, 400), True)],
+)
+def test_an_input_size_may_be_any(text: str, size: tuple[int, int], any_size: bool) -> None:
+    assert parse_input_size(text) == (size, any_size)
+
+
+@pytest.mark.parametrize("text", ["dynamic:", "dynamic:0x4", "dynamically", "any"])
+def test_an_input_size_that_is_none(text: str) -> None:
+    with pytest.raises(OptionError, match="expected pixels as 224"):
+        parse_input_size(text)
+
+
+def test_what_segmentation_adds_is_written_only_where_it_is_said() -> None:
+    spec = ModelSpec("t", "segment", (512, 512), 150, head="fpn")
+    assert spec.output_names == ("logits",)
+    assert spec.to_dict() == CLASSIFY.to_dict() | {
+        "task": "segment",
+        "size": [512, 512],
+        "num_classes": 150,
+        "head": "fpn",
+    }
+    masks = replace(spec, output="mask", any_size=True)
+    assert masks.output_names == ("mask",)
+    assert ModelSpec.from_dict(masks.to_dict()) == masks
+    assert masks.preprocessing.keep_ratio
+    assert masks.preprocessing.interpolation == "bilinear"
+    assert "keep_ratio" not in spec.preprocessing.to_dict()
+    with pytest.raises(OptionError, match="at most 256, for a mask is of uint8"):
+        replace(masks, num_classes=257)
 
 
 @pytest.mark.parametrize("module", ["spec", "images"])

@@ -77,7 +77,8 @@ def test_maps_at_224_pixels_are_those_of_the_paper() -> None:
 
 
 def test_a_single_window_has_no_window_token_for_classification_alone() -> None:
-    classify, dense = (list(block_shapes(VARIANTS["t"], task, (224, 224))) for task in get_args(Task))
+    classify, dense, segment = (list(block_shapes(VARIANTS["t"], task, (224, 224))) for task in get_args(Task))
+    assert segment == dense
     assert [b.windows for b in classify] == [64, 16, 4, *[4, 0] * 3, 0, 0]
     assert [b.windows for b in dense] == [64, 16, 4, *[4, 1] * 3, 1, 1]
     assert [b.name for b in classify][:4] == ["stage0.block0", "stage1.block0", "stage1.block1", "stage2.block0"]
