@@ -12,8 +12,9 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,12 +67,12 @@ class Batches(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
             yield torch.from_numpy(np.stack(images)), torch.from_numpy(digits.classes[chosen])
 
 
-def rate(step: int, steps: int) -> float:
+def rate(step: int, steps: int, peak: float = PEAK_RATE) -> float:
     """Learning rate: a linear warm-up, the peak, then half a cosine."""
     if step < WARM_UP:
-        return PEAK_RATE * (step + 1) / WARM_UP
+        return peak * (step + 1) / WARM_UP
     share = max(0.0, step / steps - RAMP) / (1 - RAMP)
-    return PEAK_RATE * (0.5 + 0.5 * math.cos(math.pi * share))
+    return peak * (0.5 + 0.5 * math.cos(math.pi * share))
 
 
 def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
@@ -94,23 +95,47 @@ def share_right(model: nn.Module) -> float:
     return right / MONITOR
 
 
-def train(steps: int) -> tuple[SepViT, list[dict[str, float]]]:
-    torch.manual_seed(SEED)
-    model = SepViT(variant_named(SPEC.variant), SPEC.num_classes).train()
+def draw_weights(model: nn.Module) -> None:
+    """Initial weights of linear layers, and biases of 0; the rest as torch has it."""
     for name, parameter in model.named_parameters():
         if parameter.dim() == 2:
             nn.init.trunc_normal_(parameter, std=0.02)
         elif name.endswith("bias"):
             nn.init.zeros_(parameter)
+
+
+def fit(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    steps: int,
+    loss_of: Callable[[Tensor, Tensor], Tensor],
+    monitor: Callable[[], dict[str, float]],
+    *,
+    peak: float = PEAK_RATE,
+    monitor_every: int = 400,
+    bfloat16: bool = False,
+) -> list[dict[str, float]]:
+    """Train ``model`` on ``batches``: ``steps`` pairs of images and targets.
+
+    Args:
+        loss_of: outputs and targets to the loss.
+        monitor: figures to log, every ``monitor_every`` steps and after the last.
+        peak: learning rate.
+        bfloat16: compute products in bfloat16, in less than two thirds of the time on a CPU that has it.
+
+    Returns:
+        The log, a row for every 50 steps.
+    """
     optimizer = optimizer_of(model)
-    loader = torch.utils.data.DataLoader(Batches(steps), batch_size=None, num_workers=1, prefetch_factor=8)
     log: list[dict[str, float]] = []
     losses: list[float] = []
     began = time.monotonic()
-    for step, (images, classes) in enumerate(loader):
+    for step, (images, targets) in enumerate(batches):
         for group in optimizer.param_groups:
-            group["lr"] = rate(step, steps)
-        loss = F.cross_entropy(model(images), classes, label_smoothing=SMOOTHING)
+            group["lr"] = rate(step, steps, peak)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            outputs = model(images)
+        loss = loss_of(outputs.float(), targets)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -119,12 +144,46 @@ def train(steps: int) -> tuple[SepViT, list[dict[str, float]]]:
         if (step + 1) % 50 == 0 or step + 1 == steps:
             row = {"step": step + 1, "loss": round(sum(losses) / len(losses), 4)}
             row["seconds"] = round(time.monotonic() - began, 1)
-            if (step + 1) % 400 == 0 or step + 1 == steps:
-                row["monitor_top1"] = share_right(model)
+            if (step + 1) % monitor_every == 0 or step + 1 == steps:
+                row |= monitor()
             log.append(row)
             losses.clear()
             print(row, flush=True)
+    return log
+
+
+def loader_of(batches: torch.utils.data.IterableDataset[Any]) -> Iterable[tuple[Tensor, Tensor]]:
+    """``batches`` as a process beside the training makes them."""
+    return torch.utils.data.DataLoader(batches, batch_size=None, num_workers=1, prefetch_factor=8)
+
+
+def train(steps: int) -> tuple[SepViT, list[dict[str, float]]]:
+    torch.manual_seed(SEED)
+    model = SepViT(variant_named(SPEC.variant), SPEC.num_classes).train()
+    draw_weights(model)
+
+    def loss_of(logits: Tensor, classes: Tensor) -> Tensor:
+        return F.cross_entropy(logits, classes, label_smoothing=SMOOTHING)
+
+    log = fit(model, loader_of(Batches(steps)), steps, loss_of, lambda: {"monitor_top1": share_right(model)})
     return model.eval(), log
+
+
+def store(output: Path, weights: dict[str, Tensor], facts: dict[str, Any], log: list[dict[str, float]]) -> None:
+    """Write the weights, and beside them what the model card is filled from."""
+    from safetensors.torch import save_file
+
+    with written(output) as temporary:
+        save_file({key: value.contiguous() for key, value in weights.items()}, temporary)
+    facts |= {
+        "sha256": sha256(output),
+        "conditions": {key: value for key, value in conditions(None).items() if key in ("device", "cores")},
+        "tools": tool_versions(),
+        "log": log,
+    }
+    with written(output.with_suffix(".training.json")) as temporary:
+        temporary.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    print(f"{output}: {output.stat().st_size / 1e6:.1f} MB in {facts['minutes']} minutes")
 
 
 def main() -> None:
@@ -132,13 +191,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--output", type=Path, default=Path("models/sepvit_lite_digits.safetensors"))
     options = parser.parse_args()
-    from safetensors.torch import save_file
 
     torch.set_flush_denormal(True)
     began = time.monotonic()
     model, log = train(options.steps)
-    with written(options.output) as temporary:
-        save_file({key: value.contiguous() for key, value in published_state_dict(model).items()}, temporary)
     facts = {
         "command": "python benchmarks/train_digits.py",
         "model": SPEC.to_dict(),
@@ -150,14 +206,8 @@ def main() -> None:
         "weight_decay": WEIGHT_DECAY,
         "label_smoothing": SMOOTHING,
         "minutes": round((time.monotonic() - began) / 60, 1),
-        "sha256": sha256(options.output),
-        "conditions": {key: value for key, value in conditions(None).items() if key in ("device", "cores")},
-        "tools": tool_versions(),
-        "log": log,
     }
-    with written(options.output.with_suffix(".training.json")) as temporary:
-        temporary.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    print(f"{options.output}: {options.output.stat().st_size / 1e6:.1f} MB in {facts['minutes']} minutes")
+    store(options.output, published_state_dict(model), facts, log)
 
 
 if __name__ == "__main__":

@@ -55,9 +55,9 @@ if TYPE_CHECKING:
     from sepvit_deploy.images import load_batch, load_image, preprocess
     from sepvit_deploy.latency import Point, Results, read_results, write_results
     from sepvit_deploy.lint import LintReport, lint
+    from sepvit_deploy.model.build import build_model
     from sepvit_deploy.model.checkpoint import load_checkpoint
     from sepvit_deploy.model.rewrite import rewrite
-    from sepvit_deploy.model.sepvit import build_model
     from sepvit_deploy.parity import Parity, Tolerance, compare
     from sepvit_deploy.pipeline import (
         Climbed,
@@ -194,7 +194,7 @@ _PUBLIC = {
     "lint": "LintReport lint",
     "model.checkpoint": "load_checkpoint",
     "model.rewrite": "rewrite",
-    "model.sepvit": "build_model",
+    "model.build": "build_model",
     "parity": "Parity Tolerance compare",
     "pipeline": "Climbed Deployed Engine Exported Lowered Running bench build calibrate check climb deploy evaluate "
     "export open_model quantize sensitivity smooth",

@@ -26,17 +26,25 @@ AIMED_AT = frozenset(
     )
 )
 """What SepViT needs; Pad only where a dense map does not divide into windows."""
+DECODING = frozenset({"Relu", "Resize", "ArgMax", "Cast"})
+"""What decode heads add for segmentation: Cast only to the uint8 of a mask, Resize only as they resize."""
 GELU_BEFORE_20 = frozenset({"Erf", "Div"})
 """Below opset 20 there is no Gelu: its definition x / 2 * (1 + erf(x / sqrt 2)) is spelled out."""
 PRECISION = frozenset({"Cast", "QuantizeLinear", "DequantizeLinear"})
 """What a lower precision adds; `lint` judges where it stands."""
-_LOWERED = frozenset({2, 3, 10})
+_UINT8 = 2
+_LOWERED = frozenset({_UINT8, 3, 10})
 """onnx.TensorProto's UINT8, INT8 and FLOAT16: constants of such a type make a graph one of lower precision."""
 _CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
 _DATA_DEPENDENT = frozenset(
     {"NonZero", "Where", "ScatterND", "ScatterElements", "Scatter", "GatherND", "GatherElements"}
 )
 _SHAPE_CHAIN = frozenset({"Shape", "Size", "Expand", "Range", "ConstantOfShape"})
+_ON_SHAPES = frozenset({"Shape", "Slice", "Concat", "Add", "Sub", "Mul", "Div"})
+"""What a graph for images of any size computes with shapes."""
+_TAKES_SHAPES = frozenset({"Reshape", "Pad", "Slice", "Resize"})
+"""What takes their results, at any input but its first."""
+_RESIZES = frozenset({("linear", "half_pixel"), ("nearest", "asymmetric")})
 _PASSING = frozenset({"Reshape", "Identity", "Cast", "Squeeze", "Unsqueeze"})
 
 
@@ -131,14 +139,20 @@ def _findings(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> Iterator[F
     constants = {t.name for graph in graphs.nested(model.graph) for t in getattr(graph, "initializer", ())}
     constants |= {output for node in nodes if kind_of(node) == "Constant" for output in node.output}
     producer = {output: node for node in nodes for output in node.output if output}
-    allowed = AIMED_AT | (GELU_BEFORE_20 if graphs.opset(model) < 20 else frozenset())
-    if any(t.data_type in _LOWERED for graph in graphs.nested(model.graph) for t in getattr(graph, "initializer", ())):
+    allowed = AIMED_AT | DECODING | (GELU_BEFORE_20 if graphs.opset(model) < 20 else frozenset())
+    lowered = any(
+        t.data_type in _LOWERED for graph in graphs.nested(model.graph) for t in getattr(graph, "initializer", ())
+    )
+    if lowered:
         allowed |= PRECISION
+    shapes = _shape_values(nodes, constants) if _takes_any_size(model) else frozenset()
     if graphs.opset(model) == 0:
         yield Finding("domain", "the graph", "uses no standard ONNX operators")
     for node in nodes:
         kind = kind_of(node)
         name = node.name or next(filter(None, node.output), kind)
+        if node.output and node.output[0] in shapes:
+            continue
         if kind in _CONTROL_FLOW or any(a.HasField("g") or a.graphs for a in node.attribute):
             yield Finding("control-flow", name, f"{kind} is control flow: TensorRT cannot fuse across it")
         elif kind in _DATA_DEPENDENT:
@@ -148,6 +162,8 @@ def _findings(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> Iterator[F
             yield Finding("gather", name, f"Gather {reason}: use Slice, Split or Transpose")
         elif kind in _SHAPE_CHAIN:
             yield Finding("shape-chain", name, f"{kind} computes with shapes at run time")
+        elif any(value in shapes for value in (node.input if kind not in _TAKES_SHAPES else node.input[:1])):
+            yield Finding("shape-chain", name, f"{kind} computes on a shape as if it were data")
         elif kind == "Concat" and _is_roll(node, producer):
             yield Finding("roll", name, "Concat of parts of one tensor alone is a cyclic shift, or a copy of it")
         elif _is_decomposed_layernorm(node, producer):
@@ -156,8 +172,38 @@ def _findings(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> Iterator[F
             yield Finding("gelu", name, "GELU is spelled out: opset 20 has it as one node")
         elif kind == "Tanh":
             yield Finding("gelu", name, "Tanh: SepViT has none, and GELU by tanh is not its exact GELU")
+        elif kind == "Resize" and _resizes(node) not in _RESIZES:
+            yield Finding("resize", name, f"Resize of {' '.join(_resizes(node))} is not how a decode head resizes")
+        elif kind == "Cast" and not lowered and not _to_uint8(node):
+            yield Finding("operator", name, "Cast to anything but the uint8 of a mask")
         elif kind not in allowed:
             yield Finding("operator", name, f"{kind} is none of the operators that SepViT needs")
+
+
+def _takes_any_size(model: onnx.ModelProto) -> bool:
+    """True where an input leaves its height and width open."""
+    sizes = [value.type.tensor_type.shape.dim[2:] for value in model.graph.input]
+    return any(len(size) == 2 and all(dim.dim_param for dim in size) for size in sizes)
+
+
+def _shape_values(nodes: list[onnx.NodeProto], constants: set[str]) -> frozenset[str]:
+    """Names of what is computed from shapes alone."""
+    found: set[str] = set()
+    for node in nodes:
+        kind = kind_of(node)
+        inputs = [name for name in node.input if name and name not in constants]
+        if kind == "Shape" or (kind in _ON_SHAPES and inputs and found.issuperset(inputs)):
+            found.update(node.output)
+    return frozenset(found)
+
+
+def _resizes(node: onnx.NodeProto) -> tuple[str, str]:
+    texts = {attribute.name: attribute.s.decode(errors="replace") for attribute in node.attribute}
+    return texts.get("mode", "nearest"), texts.get("coordinate_transformation_mode", "half_pixel")
+
+
+def _to_uint8(node: onnx.NodeProto) -> bool:
+    return any(attribute.name == "to" and attribute.i == _UINT8 for attribute in node.attribute)
 
 
 def _is_roll(node: onnx.NodeProto, producer: dict[str, onnx.NodeProto]) -> bool:

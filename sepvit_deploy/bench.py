@@ -55,11 +55,19 @@ class Subject:
 
     Attributes:
         load: gives pictures; None for random images.
+        size: height and width of the images, for a runner that takes any.
     """
 
     runner: Runner
     batches: tuple[int, ...]
     load: Load | None = None
+    size: tuple[int, int] | None = None
+
+    @property
+    def image(self) -> tuple[int | None, ...]:
+        """(3, H, W) of its images; None for what nothing says."""
+        asked = (None, *(self.size or (None, None)))
+        return tuple(own or given for own, given in zip(self.runner.input_shape[1:], asked, strict=True))
 
 
 @dataclass(frozen=True)
@@ -170,7 +178,7 @@ def bench(
         clock: seconds, monotonic; for runners that time nothing on a device.
 
     Raises:
-        OptionError: a batch that an engine does not take, an engine without a fixed image size, or nothing to load.
+        OptionError: a batch that an engine does not take, an image size that nothing says, or nothing to load.
     """
     import random
 
@@ -213,9 +221,9 @@ def bench(
 
 def _require_batch(job: _Job) -> None:
     runner = job.subject.runner
-    fixed, channels, *size = runner.input_shape
-    if channels is None or None in size:
-        raise OptionError(f"{runner.name} has no fixed image size", expected="a file as export writes it")
+    fixed = runner.input_shape[0]
+    if None in job.subject.image:
+        raise OptionError(f"{runner.name} has no fixed image size", expected="the size to time it at")
     if fixed not in (None, job.batch):
         raise OptionError(f"--batch {job.batch}", expected=f"{fixed}, the only batch of {runner.name}")
 
@@ -256,7 +264,7 @@ def _once(
             return (clock() - start) * 1000, None
 
         return whole
-    inputs = inputs_of(load, (batch, *(dim or 0 for dim in runner.input_shape[1:])))
+    inputs = inputs_of(load, (batch, *(dim or 0 for dim in job.subject.image)))
     if boundary == "compute" and isinstance(runner, Resident):
         return runner.resident(inputs)
 

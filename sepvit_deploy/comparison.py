@@ -13,6 +13,7 @@ from statistics import median
 
 from sepvit_deploy.confidence import median_interval, ratio_interval
 from sepvit_deploy.latency import LEAST_STRETCHES, Engine, Point, Results
+from sepvit_deploy.variants import ABLATIONS, ablation_row
 
 _ORDER = ("INT8", "FP16", "FP32")
 A_LINE = 0.1
@@ -97,6 +98,55 @@ def _ratios(results: Results, pairs: Sequence[tuple[Engine, Engine]]) -> Iterato
             other = results.point(baseline.name, point.batch)
             if other is not None:
                 yield ratio_of(point, other)
+
+
+@dataclass(frozen=True)
+class BesidePaper:
+    """A point of SepViT-T or of an ablation of it, and what the paper reports of that.
+
+    Attributes:
+        over_t: time over that of SepViT-T in the same form and runtime; None where the run has none.
+        paper_images_per_s: the paper's, see `variants.THROUGHPUT_ON`; paper_over_t: the same as a ratio of times.
+    """
+
+    engine: str
+    batch: int
+    images_per_s: float
+    over_t: Ratio | None
+    paper_images_per_s: int
+    paper_over_t: float
+
+
+def beside_paper(results: Results) -> tuple[BesidePaper, ...]:
+    """The points of a run that the paper's ablations have a figure for; none where the run has no ablation."""
+    if not any(engine.variant in ABLATIONS for engine in results.engines):
+        return ()
+    published = ablation_row("t")
+    assert published is not None
+    found = []
+    for engine in results.engines:
+        if (row := ablation_row(engine.variant)) is None:
+            continue
+        alike = (other for other in results.engines if other.variant == "t" and _form(other) == _form(engine))
+        baseline = next(alike, None)
+        for point in results.curve(engine.name):
+            other = results.point(baseline.name, point.batch) if baseline and baseline != engine else None
+            found.append(
+                BesidePaper(
+                    engine.name,
+                    point.batch,
+                    point.images_per_s,
+                    ratio_of(point, other) if other else None,
+                    row.images_per_s,
+                    published.images_per_s / row.images_per_s,
+                )
+            )
+    return tuple(found)
+
+
+def _form(engine: Engine) -> tuple[object, ...]:
+    """What two engines have in common that differ in their variant alone."""
+    return engine.kind, engine.precision, engine.runtime, engine.cuda_graph, engine.threads
 
 
 def crossovers(results: Results) -> tuple[Crossover, ...]:

@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING
 
 from sepvit_deploy import graph as graphs
 from sepvit_deploy.errors import GraphError
-from sepvit_deploy.variants import CLASSIFY_SIZE, MLP_RATIO, VARIANTS, WINDOW_SIDE, BlockShape, block_macs, block_shapes
+from sepvit_deploy.variants import (
+    CLASSIFY_SIZE,
+    MLP_RATIO,
+    VARIANTS,
+    WINDOW_SIDE,
+    BlockShape,
+    block_macs,
+    block_shapes,
+    filter_macs,
+)
 from sepvit_deploy.work import kind_of, macs_of
 
 if TYPE_CHECKING:
@@ -113,7 +122,7 @@ def rewritten_macs(shape: BlockShape) -> int:
     Where a window token has no other to attend to, PWA has no product left.
     """
     c = shape.channels
-    saved = 3 * shape.windows * c * c
+    saved = 3 * shape.tokens * c * c + filter_macs(shape)  # a weighted average there, without a product
     if shape.windows == 1:
         saved += 2 * c * c + c + shape.side**2 * c
     return block_macs(shape) - saved

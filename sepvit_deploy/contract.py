@@ -1,7 +1,9 @@
 """What a client meets: names of models, tensors and ports, the same in Triton, in the embedded server and in Ray Serve.
 
 A model ``sepvit_t`` takes ``images`` and gives ``logits``. Beside it, ``sepvit_t_classify`` takes encoded pictures and
-gives classes; in Triton that is an ensemble of ``sepvit_t_preprocess``, the model, and ``sepvit_t_rank``.
+gives classes; in Triton that is an ensemble of ``sepvit_t_preprocess``, the model, and ``sepvit_t_rank``. Beside a
+segmentation model, ``sepvit_t_segment`` takes encoded pictures and gives their masks: an ensemble of
+``sepvit_t_preprocess``, the model, and ``sepvit_t_mask``.
 B batch, K classes that are given.
 """
 
@@ -18,6 +20,11 @@ PIXELS = "pixels"
 """UINT8 (B, rows, columns, 3): pictures that are decoded already."""
 CLASS, LABEL, SCORE = "class", "label", "score"
 """INT64, BYTES and FP32, each (B, K), best first."""
+MASK = "mask"
+"""BYTES (B, 1): for each picture a PNG of its own size, whose values are class numbers, for masks that differ in size
+have no tensor in common. What a segmentation model itself calls so is UINT8 (B, H, W), at the size of its input."""
+INPUT_SIZE, PICTURE_SIZE = "input_size", "picture_size"
+"""INT64 (B, 2), height and width: of what the model was given, and of the picture; from Triton's model to model."""
 HTTP_PORT, METRICS_PORT = 8000, 8002
 """Triton's own, which the embedded server and the manifests keep."""
 RAY_PROBE = "/-/healthz"
@@ -42,6 +49,16 @@ def preprocess_name(name: str) -> str:
 def rank_name(name: str) -> str:
     """Triton's model from ``logits`` to classes."""
     return f"{name}_rank"
+
+
+def segment_name(name: str) -> str:
+    """The model that takes pictures and gives masks."""
+    return f"{name}_segment"
+
+
+def mask_name(name: str) -> str:
+    """Triton's model from what a segmentation model gives to masks of the pictures' sizes."""
+    return f"{name}_mask"
 
 
 def require_name(name: str, option: str = "--name") -> str:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from sepvit_deploy.building import Builder, BuildRequest, Precision, Profile
+from sepvit_deploy.building import AT_SIZES, Builder, BuildRequest, Precision, Profile
 from sepvit_deploy.errors import OptionError
 from sepvit_deploy.likeness import FP32, OF_ENGINE, OF_PRECISION, Tolerance
 from sepvit_deploy.spec import ModelSpec, Preprocessing
@@ -76,7 +76,8 @@ class EngineSpec:
 
     Attributes:
         builder: ``auto`` takes TensorRT where it and a GPU are there, else TensorRT-RTX.
-        profiles: batches as ``--profile`` takes them; () for 1,8,32, or for the fixed batch.
+        profiles: batches, of a model of any size with sizes, as ``--profile`` takes them; () for what
+            `building.default_profiles` says.
         workspace_mb, level, hardware_compatible: 0, -1 and "" leave them to the builder.
         compute_capabilities: GPU generations of TensorRT-RTX; () for all.
     """
@@ -159,10 +160,28 @@ class DeploymentSpec:
             raise OptionError(
                 f"preprocessing.size is {list(self.preprocessing.size)}", expected=f"model.size {list(self.model.size)}"
             )
-        if self.export.batch and self.engine.profiles:
-            raise OptionError(f"engine.profiles with export.batch {self.export.batch}", expected="export.batch 0")
+        self._require_profiles()
         if self.precision.target == "cpu" and self.engine != EngineSpec():  # deploy would pass over it in silence
             raise OptionError("engine with precision.target 'cpu'", expected="precision.target 'tensorrt'")
+
+    def _require_profiles(self) -> None:
+        """Refuse profiles that `build` would refuse after everything before it was done."""
+        batch, any_size = self.export.batch, self.model.any_size
+        for text in self.engine.profiles:
+            profile = Profile.parse(text)
+            if batch and not any_size:
+                raise OptionError(f"engine.profiles with export.batch {batch}", expected="export.batch 0")
+            if batch and (profile.minimum, profile.maximum) != (batch, batch):
+                raise OptionError(f"engine.profiles {text} with export.batch {batch}", expected=f"batches of {batch}")
+            if any_size and profile.sizes is None:
+                raise OptionError(
+                    f"engine.profiles {text} without sizes, and model.any_size is true", expected=f"such as {AT_SIZES}"
+                )
+            if profile.sizes is not None and not any_size:
+                raise OptionError(
+                    f"engine.profiles {text} with sizes, and model.any_size is false",
+                    expected=f"batches alone, {text.partition('@')[0]}",
+                )
 
 
 def default_spec(variant: str, precision: Precision) -> DeploymentSpec:

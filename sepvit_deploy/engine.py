@@ -19,7 +19,15 @@ from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 from sepvit_deploy import errors, gpu
-from sepvit_deploy.building import BUILDER_NAMES, BuildRequest, EngineFacts, NetworkFacts, Precision
+from sepvit_deploy.building import (
+    AT_SIZES,
+    BUILDER_NAMES,
+    BuildRequest,
+    EngineFacts,
+    NetworkFacts,
+    Precision,
+    Profile,
+)
 from sepvit_deploy.errors import BuildFailed, GraphError, OptionError, SepvitError
 from sepvit_deploy.graph import MAX_BYTES, nested
 from sepvit_deploy.network import (
@@ -88,7 +96,8 @@ def engine_from_onnx(
 
     Raises:
         GraphError: it is no ONNX file, or is beyond what this takes.
-        OptionError: a profile for a fixed batch, none for another, or an option that this builder does not have.
+        OptionError: a profile for a fixed batch and size, none for another, one that is not for the file's shape, or an
+            option that this builder does not have.
         MissingDependency: the builder does not load.
         AuditFailed: the parser refuses the file; or it, or the network parsed from it, is not in its precision.
         BuildFailed: the builder fails, with its own reason; or it crashes.
@@ -199,29 +208,56 @@ def _inputs(model: onnx.ModelProto) -> dict[str, list[int]]:
 
 
 def _batch(model: onnx.ModelProto, request: BuildRequest, name: str) -> int | None:
-    """The batch of the file, None where it takes any; OptionError where the profiles are not for such a file."""
+    """The batch of the file, None where profiles say it; OptionError where the profiles are not for such a file."""
     inputs = _inputs(model)
     for tensor, shape in inputs.items():
-        if -1 in shape[1:]:
+        whose = f"{name}, whose input {tensor} is {shape}"
+        any_batch, any_size = shape[:1] == [-1], shape[2:] == [-1, -1]
+        if -1 in shape[1:] and not (any_size and shape[1] != -1):
             raise GraphError(
                 f"the input {tensor} of {name} is {shape}",
-                expected="no dynamic dimension (-1) but the batch",
-                hint="export again with one image size",
+                expected="no dynamic dimension (-1) but the batch, or height and width together",
+                hint="export again with one image size, or with --image-size dynamic",
             )
-        if request.profiles and shape[:1] != [-1]:
+        if request.profiles and not any_batch and not any_size:
             raise OptionError(
-                f"--profile {request.profiles[0]} for {name}, whose input {tensor} is {shape}",
+                f"--profile {request.profiles[0]} for {whose}",
                 expected="no profile for a file of a fixed batch",
                 hint="leave --profile out, or export again without --batch",
             )
-        if not request.profiles and shape[:1] == [-1]:
+        if not request.profiles and (any_batch or any_size):
             raise OptionError(
-                f"no profile for {name}, whose input {tensor} takes any batch",
-                expected="the batches to be ready for",
-                hint="type: --profile 1,8,32",
+                f"no profile for {name}, whose input {tensor} takes any {'size' if any_size else 'batch'}",
+                expected=f"the batches{' and sizes' if any_size else ''} to be ready for",
+                hint=f"type: --profile {AT_SIZES if any_size else '1,8,32'}",
             )
+        for profile in request.profiles:
+            _require_of_shape(profile, shape, whose)
     batches = {shape[0] for shape in inputs.values() if shape}
     return batches.pop() if not request.profiles and len(batches) == 1 else None
+
+
+def _require_of_shape(profile: Profile, shape: list[int], whose: str) -> None:
+    """Refuse a profile for a file that does not take its sizes, or its batches."""
+    batches, any_size = str(profile).partition("@")[0], shape[2:] == [-1, -1]
+    if any_size and profile.sizes is None:
+        raise OptionError(
+            f"--profile {profile} for {whose}",
+            expected="batches and sizes for a file of any size",
+            hint=f"type: --profile {batches}@{AT_SIZES.partition('@')[2]}",
+        )
+    if profile.sizes is not None and not any_size:
+        raise OptionError(
+            f"--profile {profile} for {whose}",
+            expected="no sizes for a file of a fixed size",
+            hint=f"type: --profile {batches}, or export again with --image-size dynamic",
+        )
+    if shape[0] not in (-1, profile.minimum) or shape[0] not in (-1, profile.maximum):
+        raise OptionError(
+            f"--profile {profile} for {whose}",
+            expected=f"batches of {shape[0]}",
+            hint=f"type: --profile {shape[0]}@{str(profile).partition('@')[2]}, or export again without --batch",
+        )
 
 
 def _require_images(model: onnx.ModelProto, name: str) -> None:

@@ -154,10 +154,10 @@ def _config(
 ) -> Any:
     """A `trt.IBuilderConfig` as the request says."""
     profiles = []
-    for batches in request.profiles:
+    for profile in request.profiles:
         shapes = loaders.Profile()
         for name, shape in facts.inputs.items():
-            shapes.add(name, *((b, *shape[1:]) for b in (batches.minimum, batches.optimum, batches.maximum)))
+            shapes.add(name, *profile.shapes(shape))
         profiles.append(shapes)
     settings: dict[str, Any] = {
         "profiles": profiles,
@@ -244,8 +244,9 @@ def _inspect(plan: bytes, request: BuildRequest, facts: NetworkFacts, name: str,
 
     from sepvit_deploy.runners.tensorrt import TensorRtRunner
 
-    (batch, *rest), *_ = facts.inputs.values()
-    shape = (request.profiles[0].optimum if request.profiles else batch, *rest)
+    shape, *_ = facts.inputs.values()
+    if request.profiles:
+        _, shape, _ = map(list, request.profiles[0].shapes(shape))
     images = np.random.default_rng(0).standard_normal(shape, np.float32)
     compatible = request.version_compatible
     try:

@@ -1,7 +1,8 @@
 """torch -> ONNX, through the torch.export-based exporter, with SepViT's own names in the graph.
 
-`images` in, `logits` out (dense: `stride4` to `stride32`); inner tensors carry the names of `model.taps`, nodes the
-path of the module that they come from. Weights keep their names; of the exporting machine nothing remains.
+`images` in, `logits` out (dense: `stride4` to `stride32`; segmentation: `logits` or `mask`); inner tensors carry the
+names of `model.taps`, nodes the path of the module that they come from. Weights keep their names; of the exporting
+machine nothing remains.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import logging
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from sepvit_deploy import graph as graphs
 from sepvit_deploy.errors import GraphError, OptionError
@@ -23,16 +24,17 @@ from sepvit_deploy.spec import MAX_BATCH, OPSETS, ModelSpec
 if TYPE_CHECKING:
     import onnx
     from torch.nn import Module
+    from torch.onnx import ONNXProgram
 
-    from sepvit_deploy.model.rewrite import DeployedSepViT
-    from sepvit_deploy.model.sepvit import SepViT, SepViTBackbone
     from sepvit_deploy.model.taps import Tap
 
 DEFAULT_OPSET = 20
 """The first opset with Gelu as one node."""
 _LOWEST_EXPORTED = 18
-_SINCE_18 = frozenset({"num_outputs", "noop_with_empty_axes"})
-"""Attributes that opset 18 gave to Split and ReduceMean."""
+_SINCE_18 = frozenset({"num_outputs", "noop_with_empty_axes", "antialias", "keep_aspect_ratio_policy"})
+"""Attributes that opset 18 gave to Split, ReduceMean and Resize."""
+_TRACED_SIZE = (64, 96)
+"""Of the images that a graph for any size is traced with; none of it remains."""
 _IR_VERSION = {17: 8, 18: 8, 19: 9, 20: 9, 21: 10}
 """The IR version that came with the ONNX release of each opset (onnx/docs/Versioning.md)."""
 
@@ -50,16 +52,12 @@ def require_options(opset: int, batch: int | None) -> None:
 
 
 def onnx_from_torch(
-    model: DeployedSepViT | SepViT | SepViTBackbone,
-    spec: ModelSpec,
-    *,
-    opset: int = DEFAULT_OPSET,
-    batch: int | None = None,
+    model: Module, spec: ModelSpec, *, opset: int = DEFAULT_OPSET, batch: int | None = None
 ) -> onnx.ModelProto:
     """Export a model, rewritten or as the paper writes it.
 
     Args:
-        model: in evaluation mode, float32, on the CPU.
+        model: in evaluation mode, float32, on the CPU; for images of any size its rewritten form.
         spec: what it is; names of inputs and outputs come from there.
         opset: 17 to 21.
         batch: images in a batch, or None to leave it to the user of the graph.
@@ -70,19 +68,19 @@ def onnx_from_torch(
     """
     require_options(opset, batch)
     require("torch", extra="torch")
-    from sepvit_deploy.model.rewrite import DeployedSepViT
+    from sepvit_deploy.model.deploy import Deployed
     from sepvit_deploy.model.taps import taps
 
-    named = tuple(taps(spec, deployed=isinstance(model, DeployedSepViT)))
+    named = tuple(taps(spec, deployed=isinstance(model, Deployed)))
     return graph_of_module(
-        model, spec.size, input_name=spec.input_name, output_names=spec.output_names, taps=named, opset=opset,
-        batch=batch,
+        model, None if spec.any_size else spec.size, input_name=spec.input_name, output_names=spec.output_names,
+        taps=named, opset=opset, batch=batch,
     )  # fmt: skip
 
 
 def graph_of_module(
     model: Module,
-    size: tuple[int, int],
+    size: tuple[int, int] | None,
     *,
     name: str = "sepvit",
     input_name: str = "images",
@@ -95,7 +93,7 @@ def graph_of_module(
 
     Args:
         model: in evaluation mode, float32, on the CPU; it returns one tensor, or a tuple of them.
-        size: height and width of the images.
+        size: height and width of the images; None for any, of a module whose sizes go through `model.any_size_ops`.
         name: of the graph.
         taps: inner tensors to name.
         opset: 17 to 21; 17 for the operators that SepViT uses alone.
@@ -108,7 +106,7 @@ def graph_of_module(
     require_options(opset, batch)
     require("onnxscript", extra="torch")
     torch = require("torch", extra="torch")
-    images = torch.zeros(batch or 2, 3, *size)
+    images = torch.zeros(batch or 2, 3, *(size or _TRACED_SIZE))
     dynamic = None if batch else ({0: torch.export.Dim("batch")},)
     with _quiet():
         program = torch.onnx.export(
@@ -119,9 +117,12 @@ def graph_of_module(
             input_names=[input_name],
             output_names=list(output_names),
             dynamic_shapes=dynamic,
-            optimize=True,
+            optimize=size is not None,
             verbose=False,
+            custom_translation_table=_translations(any_size=size is None),
         )
+        if size is None:
+            _forget_sizes(program)
     exported: onnx.ModelProto = program.model_proto
     if graphs.opset(exported) != max(opset, _LOWEST_EXPORTED):
         raise GraphError(f"the exporter wrote opset {graphs.opset(exported)}", expected=f"opset {opset}")
@@ -131,6 +132,33 @@ def graph_of_module(
         _lower_to_17(exported)
     exported.ir_version = _IR_VERSION[opset]
     return exported
+
+
+def _translations(*, any_size: bool) -> dict[Callable[..., Any], Callable[..., Any]]:
+    from sepvit_deploy.model.any_size_ops import translations
+
+    return translations(any_size=any_size)
+
+
+def _forget_sizes(program: ONNXProgram) -> None:
+    """Open the height and width of a graph, and only then optimise it: what is known would be folded into it."""
+    onnx_ir, optimizer = require("onnx_ir", extra="torch"), require("onnxscript.optimizer", extra="torch")
+    graph = program.model.graph
+    for node in graph.all_nodes():
+        for output in node.outputs:
+            if output.shape is not None and output.shape.rank() in _PLANES:
+                kept = list(output.shape)[: _PLANES[output.shape.rank()]]
+                opened = [f"{output.name}_height", f"{output.name}_width"]
+                output.shape = onnx_ir.Shape([*kept, *opened]) if output.is_graph_output() else None
+            else:
+                output.shape = None
+    for image in graph.inputs:
+        image.shape = onnx_ir.Shape([*list(image.shape or ())[:2], "height", "width"])
+    optimizer.optimize(program.model)
+
+
+_PLANES = {3: 1, 4: 2}
+"""Rank of a graph's output -> how many dimensions stand before its height and width."""
 
 
 @contextlib.contextmanager
@@ -188,8 +216,8 @@ def _name(model: onnx.ModelProto, taps: tuple[Tap, ...]) -> None:
 
 
 def _address(module: str) -> str:
-    """``stages.1.blocks.0.attention`` -> ``stage1.block0.attention``."""
-    return re.sub(r"\b(stage|block|norm)s\.(\d+)", r"\1\2", module)
+    """``backbone.stages.1.blocks.0.attention`` -> ``stage1.block0.attention``; a neck's and a head's stay."""
+    return re.sub(r"\b(stage|block|norm)s\.(\d+)", r"\1\2", module.removeprefix("backbone."))
 
 
 def _strip(model: onnx.ModelProto, name: str) -> None:

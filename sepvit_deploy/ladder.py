@@ -233,7 +233,8 @@ def climb(
     Memory holds the outputs of a batch on three rungs, and does not grow with the images.
 
     Args:
-        batches: images (B, 3, H, W); a rung of another fixed batch gets them cut and filled up.
+        batches: images (B, 3, H, W), of any sizes that every rung takes; a rung of another fixed batch gets them cut
+            and filled up.
         source: what the images are, for the report.
         outputs: names that every rung must give; inner tensors that two rungs name are compared as well.
         names: of the images, in their order, for the report.

@@ -26,7 +26,7 @@ from sepvit_deploy.artifact import written
 from sepvit_deploy.building import Precision
 from sepvit_deploy.errors import InputError
 from sepvit_deploy.gpu import Device
-from sepvit_deploy.records import record
+from sepvit_deploy.records import later, record
 from sepvit_deploy.spec import MAX_BATCH
 
 SCHEMA = 1
@@ -106,7 +106,8 @@ class Work:
     """What a graph needs, however it is run.
 
     Attributes:
-        macs: multiply-accumulates of one image by the type that they are in: FP32, FP16, INT8.
+        macs: multiply-accumulates of one image by the type that they are in: FP32, FP16, INT8; of a file of any size at
+            the size that was timed.
         weight_bytes: constants, read once for a batch.
         image_bytes: the input and the outputs of one image.
     """
@@ -164,6 +165,7 @@ class Engine:
         work: None where the graph is not at hand.
         blocks_ms: time of each block, of an engine that was inspected on its GPU when it was built.
         precision_shares: share of its time by type, likewise.
+        image_size: height and width of the images; None in results from before it was kept.
     """
 
     name: str
@@ -182,6 +184,7 @@ class Engine:
     blocks_ms: dict[str, float]
     precision_shares: dict[str, float]
     accuracy: Accuracy | None
+    image_size: tuple[int, int] | None = later(None)
 
 
 @dataclass(frozen=True)
@@ -299,6 +302,8 @@ class Results:
         names = [engine.name for engine in self.engines]
         if len(set(names)) < len(names):
             raise ValueError("two engines of one name")
+        if sizes := [e.image_size for e in self.engines if e.image_size and min(e.image_size) < 1]:
+            raise ValueError(f"images of {sizes[0]}")
         for point in self.points:
             paces = len(point.pace_ms) in (0, len(point.stretches))
             enqueues = len(point.enqueue_ms) in (0, len(point.samples_ms))

@@ -26,7 +26,8 @@ def main() -> None:
     try:
         # It is trusted, and may be version-compatible: nothing is known of it.
         engine = LoadedEngine(content, name="the plan", builder=header["builder"], version_compatible=True)
-        engine.context(0, engine.profiles[0].minimum, DEFAULT_STREAM)
+        least, _, _ = engine.profiles[0].shapes(engine.shape)
+        engine.context(0, least, DEFAULT_STREAM)
     except SepvitError as error:
         reason = str(error)
     os.write(answer, json.dumps({"loads": not reason, "reason": reason}).encode() + b"\n")

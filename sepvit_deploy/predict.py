@@ -1,15 +1,19 @@
-"""Pictures to ranked classes."""
+"""Pictures to ranked classes; with a segmentation file, to masks that are laid over them."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sepvit_deploy.artifact import require_writable, written
 from sepvit_deploy.classes import TOP, ranked, require_labels
 from sepvit_deploy.errors import InputError, OptionError
 from sepvit_deploy.images import load_image, preprocess
+from sepvit_deploy.masks import Colour, class_mask, mask_png, palette
+from sepvit_deploy.overlay import Part, overlay, parts
 from sepvit_deploy.runners.batches import InBatches
 
 if TYPE_CHECKING:
@@ -61,3 +65,89 @@ def predict(
         classes = tuple((k, None if labels is None else labels[k], score) for k, score in best)
         predictions.append(Prediction(str(path), classes))
     return predictions
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """What was written for a picture of (height, width), and the classes in it, the largest first.
+
+    Attributes:
+        mask: the plain mask; None where none was asked for.
+    """
+
+    image: str
+    size: tuple[int, int]
+    overlay: str
+    mask: str | None
+    parts: tuple[Part, ...]
+
+
+def segment(
+    runner: Runner,
+    preprocessing: Preprocessing,
+    images: Sequence[Path],
+    *,
+    classes: int,
+    names: Sequence[str] | None = None,
+    colours: Sequence[Colour] | None = None,
+    folder: Path = Path(),
+    masks: bool = False,
+    keep: Sequence[Path] = (),
+) -> list[Segmentation]:
+    """Write ``NAME.overlay.png`` for each picture, one at a time, and with ``masks`` also ``NAME.mask.png``.
+
+    Args:
+        classes: how many the file has; names, colours: one for each; by default those of `masks.palette`.
+        folder: to write into.
+        keep: files besides the pictures that are not to be overwritten.
+
+    Raises:
+        OptionError: two pictures would be written to one place, or one over a file that is needed.
+        OutputError: the place cannot be written.
+        ImageError: a picture is unusable; InputError: outputs that are no masks of these classes.
+    """
+    places = _places(images, folder, masks, keep)
+    batched = InBatches(runner)
+    colours = colours or palette(classes)
+    found = []
+    for path, (over, plain) in zip(images, places, strict=True):
+        image = load_image(path)
+        pixels = preprocess(image, preprocessing, name=path)
+        outputs = batched.run(pixels[None])
+        size = (image.height, image.width)
+        try:
+            mask = class_mask(outputs, 0, input_size=(pixels.shape[1], pixels.shape[2]), picture_size=size)
+        except InputError as error:
+            named = f"{runner.name} gave for {path} {error.found}"
+            raise InputError(named, expected=error.expected, hint=error.hint) from error
+        if mask.max() >= classes:
+            raise InputError(f"{runner.name} gave for {path} the class {mask.max()}", expected=f"0 to {classes - 1}")
+        there = parts(mask, names)
+        with written(over) as temporary:
+            overlay(image, mask, there, colours).save(temporary, "PNG")
+        if plain is not None:
+            with written(plain) as temporary:
+                temporary.write_bytes(mask_png(mask, colours))
+        found.append(Segmentation(str(path), size, str(over), None if plain is None else str(plain), there))
+    return found
+
+
+def _places(images: Sequence[Path], folder: Path, masks: bool, keep: Sequence[Path]) -> list[tuple[Path, Path | None]]:
+    """Where the overlay of each picture goes, and its mask."""
+    taken = {os.path.realpath(path): str(path) for path in (*images, *keep)}
+    places: list[tuple[Path, Path | None]] = []
+    for image in images:
+        over = folder / f"{image.stem}.overlay.png"
+        plain = folder / f"{image.stem}.mask.png" if masks else None
+        for place in filter(None, (over, plain)):
+            if other := taken.get(os.path.realpath(place)):
+                raise OptionError(
+                    f"{place}, made of {image}, would overwrite {other}",
+                    expected="a place for each picture",
+                    hint="give another folder with --output, or predict them one by one",
+                )
+            taken[os.path.realpath(place)] = f"that of {image}"
+        places.append((over, plain))
+    if places:
+        require_writable(places[0][0])  # before the work
+    return places

@@ -1,11 +1,12 @@
-"""``/v1/classify``: what a client may send, and what it is answered, the same in the embedded server and in Ray Serve.
+"""``/v1/classify`` and ``/v1/segment``: what a client may send, and what it is answered.
 
-A body is an encoded picture; ``?top=K`` asks for another number of classes than `classes.TOP`. B batch, K classes that
-are given.
+A body is an encoded picture. Of classes ``?top=K`` asks for another number than `classes.TOP`, the same in the embedded
+server and in Ray Serve. A mask is PNG or JSON, as the header Accept says. B batch, K classes that are given.
 """
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from sepvit_deploy.classes import TOP
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CLASSIFY = "/v1/classify"
+SEGMENT = "/v1/segment"
+PNG, JSON = "image/png", "application/json"
+"""What a mask is answered as; the first where it is all the same to the client."""
 MOST_TOP = 1000
 TYPES = ("", "application/octet-stream", "application/x-www-form-urlencoded")
 """Of a body, beside those of pictures; the last is what curl says of any bytes."""
@@ -47,6 +51,28 @@ def parse_top(text: str | None) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= len(str(MOST_TOP)) and 1 <= int(text) <= MOST_TOP):
         raise InputError(f"top is {text!r:.40}", expected=f"1 to {MOST_TOP}")
     return int(text)
+
+
+def mask_type(accept: str | None) -> str:
+    """Which of `PNG` and `JSON` a header Accept wants: the one of the higher q.
+
+    Raises:
+        InputError: neither.
+    """
+    wanted: dict[str, float] = {}
+    for entry in (accept or "*/*").split(","):
+        kind, *parameters = (part.strip().lower() for part in entry.split(";"))
+        values = [parameter[2:] for parameter in parameters if parameter.startswith("q=")]
+        wanted[kind] = float(values[0]) if values and re.fullmatch(r"[01](\.[0-9]{0,3})?", values[0]) else 1.0
+
+    def quality(kind: str) -> float:
+        ranges = (kind, f"{kind.partition('/')[0]}/*", "*/*")  # the narrowest that is named counts
+        return next((wanted[each] for each in ranges if each in wanted), 0.0)
+
+    best = max((PNG, JSON), key=quality)  # of equal ones the first
+    if not quality(best):
+        raise InputError(f"Accept is {accept!r:.80}", expected=f"{PNG} or {JSON}")
+    return best
 
 
 def refusal_status(error: ImageError) -> int:

@@ -23,8 +23,9 @@ def build(
     profile: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="MIN,OPT,MAX",
-            help="Batches to be ready for, tuned for OPT; or one batch. May be repeated; default: 1,8,32.",
+            metavar="MIN,OPT,MAX[@SIZES]",
+            help="Batches to be ready for, tuned for OPT; or one batch. Of a file of any size also sizes: three as "
+            "HxW,HxW,HxW, or one. May be repeated; default: 1,8,32, or what pictures are prepared to.",
             show_default=False,
         ),
     ] = None,

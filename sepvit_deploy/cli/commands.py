@@ -26,6 +26,7 @@ from sepvit_deploy.cli.app import (
     require_other,
 )
 from sepvit_deploy.errors import OptionError, ParityFailed
+from sepvit_deploy.heads import Head, OutputKind
 from sepvit_deploy.variants import CLASSIFY_SIZE, Task
 
 
@@ -34,10 +35,19 @@ def variants(
     complexity: Annotated[
         bool, typer.Option("--complexity", help="MACs of a block beside two of Swin and two of Twins, stage by stage.")
     ] = False,
+    ablations: Annotated[
+        bool, typer.Option("--ablations", help="SepViT-T in the paper's ablations, which are variants too.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """List the architectures: sizes, parameters, MACs, and what the paper reports of them."""
-    if complexity:
+    if complexity and ablations:
+        raise OptionError("--complexity with --ablations", expected="one of them")
+    if ablations:
+        from sepvit_deploy.cli import ablations as rows
+
+        show.json_document({"ablations": rows.ablation_rows()}) if as_json else rows.ablations()
+    elif complexity:
         from sepvit_deploy.complexity import stages
 
         show.json_document({"complexity": show.complexity_rows(stages())}) if as_json else show.complexity(stages())
@@ -49,15 +59,24 @@ def variants(
 
 @app.command()
 def export(
-    variant: Annotated[str, typer.Option(help="lite, t, s or b.", show_default=False)],
+    variant: Annotated[str, typer.Option(help="lite, t, s or b; see variants.", show_default=False)],
     weights: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Checkpoint: .safetensors, .pth or .pt; random without it.")
     ] = None,
     ema: EmaOption = False,
-    task: Annotated[Task, typer.Option(help="Logits, or four feature maps.")] = "classify",
+    task: Annotated[Task, typer.Option(help="A class, four feature maps, or a class of each pixel.")] = "classify",
+    head: Annotated[Head | None, typer.Option(help="Of segment.", show_default=False)] = None,
+    output_kind: Annotated[
+        OutputKind, typer.Option(help="Of segment: logits at stride 4, or a mask at the input's size.")
+    ] = "logits",
     image_size: Annotated[
-        str, typer.Option(metavar="N|HxW", help="Pixels; classification takes 224 only.")
-    ] = f"{CLASSIFY_SIZE}",
+        str,
+        typer.Option(
+            metavar="N|HxW|dynamic[:HxW]",
+            help="Pixels; classification takes 224 only. dynamic: a file for any size, whose pictures fit in HxW.",
+            show_default="224, of segment 512",
+        ),
+    ] = "",
     num_classes: Annotated[
         int | None, typer.Option(help="Of the head; default: the checkpoint's, or 1000.", show_default=False)
     ] = None,
@@ -65,9 +84,7 @@ def export(
     opset: Annotated[int, typer.Option(help="ONNX opset, 17 to 21.")] = 20,
     output: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE", help="Default: ./sepvit_VARIANT.onnx, or ./sepvit_VARIANT_dense.onnx.", show_default=False
-        ),
+        typer.Option(metavar="FILE", help="Default: ./sepvit_VARIANT[_dense|_fpn|_upernet].onnx.", show_default=False),
     ] = None,
     no_simplify: Annotated[bool, typer.Option("--no-simplify", help="Leave the exporter's graph as it is.")] = False,
     precision: Annotated[
@@ -86,9 +103,10 @@ def export(
 ) -> None:
     """Export to a small, audited ONNX file whose outputs were compared with the reference, and its passport."""
     from sepvit_deploy import pipeline
-    from sepvit_deploy.spec import parse_image_size
+    from sepvit_deploy.spec import parse_input_size
 
-    suffix = "" if task == "classify" else "_dense"
+    suffix = {"classify": "", "dense": "_dense", "segment": f"_{head}"}[task]
+    size, any_size = parse_input_size(image_size or ("512" if task == "segment" else f"{CLASSIFY_SIZE}"))
     if num_classes is not None and num_classes < 1:
         raise OptionError(f"--num-classes {num_classes}", expected="1 or more")
     if precision == "fp32" and (images or samples is not None or keep):
@@ -107,12 +125,16 @@ def export(
             weights=weights,
             ema=ema,
             task=task,
-            size=parse_image_size(image_size),
+            head=head,
+            output_kind=output_kind,
+            size=size,
+            any_size=any_size,
             num_classes=num_classes,
             batch=None if batch == "dynamic" else parse_batch(batch, "dynamic, or a number"),
             opset=opset,
             simplify=not no_simplify,
             report=report,
+            warn=show.warn,
         )
         done = (
             export_fp32()
@@ -229,18 +251,27 @@ def predict(
     labels: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Class names: one a line, or a JSON list.")
     ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Of segmentation: where NAME.overlay.png is written; default: here.", show_default=False
+        ),
+    ] = None,
+    masks: Annotated[bool, typer.Option("--masks", help="Of segmentation: also NAME.mask.png, classes alone.")] = False,
     provider: ProviderOption = "cpu",
     cuda: CudaOption = "bindings",
     trust: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Classify pictures."""
+    """Classify pictures; with a segmentation file, lay the classes over them."""
     from sepvit_deploy import pipeline
     from sepvit_deploy.classes import read_labels
+    from sepvit_deploy.cli import masks as shown
     from sepvit_deploy.predict import predict as classify
     from sepvit_deploy.spec import Preprocessing
 
     names = read_labels(labels) if labels else None
+    how = pipeline.Running(provider=provider, cuda=cuda, trust=trust)
     with show.progress() as report:
         report("loading")
         opened = pipeline.open_model(file, trust=trust, warn=show.warn)
@@ -250,20 +281,33 @@ def predict(
             preprocessing = Preprocessing.for_task("classify", (CLASSIFY_SIZE, CLASSIFY_SIZE))
         if opened.untrained:
             show.warn("this file holds random weights: its answers mean nothing")
-        report("classifying")
-        with opened.running(pipeline.Running(provider=provider, cuda=cuda, trust=trust)) as runner:
-            found = classify(runner, preprocessing, images, top=top, labels=names)
-    if not as_json:
+        if opened.spec is not None and opened.spec.task == "segment":
+            report("segmenting")
+            segmented = shown.segmented(
+                opened, how, images, top=top, labels=names, folder=output or Path(), masks=masks
+            )
+            rows = shown.rows(segmented, top)
+        else:
+            if output or masks:
+                given = "--output" if output else "--masks"
+                raise OptionError(f"{given} with {file}, which is no segmentation file", expected="neither of them")
+            report("classifying")
+            with opened.running(how) as runner:
+                found = classify(runner, preprocessing, images, top=top, labels=names)
+            rows = [
+                {
+                    "image": prediction.image,
+                    "classes": [{"class": k, "label": label, "probability": p} for k, label, p in prediction.classes],
+                }
+                for prediction in found
+            ]
+            segmented = None
+    if as_json:
+        show.json_document({"file": str(file), "meaningful": not opened.untrained, "predictions": rows})
+    elif segmented is not None:
+        shown.segmentations(segmented, top)
+    else:
         show.predictions(found)
-        return
-    rows = [
-        {
-            "image": prediction.image,
-            "classes": [{"class": k, "label": label, "probability": p} for k, label, p in prediction.classes],
-        }
-        for prediction in found
-    ]
-    show.json_document({"file": str(file), "meaningful": not opened.untrained, "predictions": rows})
 
 
 @app.command()

@@ -6,12 +6,12 @@ import shlex
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from sepvit_deploy.building import BUILDER_NAMES
+from sepvit_deploy.building import BUILDER_NAMES, size_text
 from sepvit_deploy.cli.show import as_text, console, new_table, say
 
 if TYPE_CHECKING:
     from sepvit_deploy.artifact import Parent
-    from sepvit_deploy.building import EngineFacts
+    from sepvit_deploy.building import EngineFacts, Profile
     from sepvit_deploy.doctor import PlanDiagnosis
     from sepvit_deploy.inspection import Inspection
     from sepvit_deploy.pipeline import Climbed, Engine
@@ -85,13 +85,16 @@ def _made_by(facts: EngineFacts) -> str:
 
 
 def _batches(facts: EngineFacts) -> str:
-    """The batches that it takes, and those that it was tuned for."""
-    if facts.batch is not None:
-        return f"batch {facts.batch}"
-    return "; ".join(
-        f"batch {p.minimum}" if p.minimum == p.maximum else f"batch {p.minimum} to {p.maximum}, tuned for {p.optimum}"
-        for p in facts.profiles
-    )
+    """The batches and sizes that it takes, and those that it was tuned for."""
+    return f"batch {facts.batch}" if facts.batch is not None else "; ".join(map(_profile, facts.profiles))
+
+
+def _profile(profile: Profile) -> str:
+    least, _, most = profile.sizes or (None, None, None)
+    tuned = [] if profile.minimum == profile.maximum else [str(profile.optimum)]
+    if profile.sizes and least != most:
+        tuned = [str(profile.optimum), size_text(profile.sizes[1])]
+    return f"batch {profile.takes}" + (f", tuned for {' at '.join(tuned)}" if tuned else "")
 
 
 def _products(facts: EngineFacts) -> str:

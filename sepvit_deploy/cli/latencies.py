@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from sepvit_deploy.building import size_text
+from sepvit_deploy.cli import ablations
 from sepvit_deploy.cli.show import as_text, console, new_table, say, warn
-from sepvit_deploy.comparison import crossovers, ratios, scaling
+from sepvit_deploy.comparison import beside_paper, crossovers, ratios, scaling
 from sepvit_deploy.latency import BOUNDARIES
 
 if TYPE_CHECKING:
@@ -17,13 +19,19 @@ if TYPE_CHECKING:
 def measured(results: Results) -> None:
     """Every point, the engines against each other, and under which conditions."""
     numbers = ("batch", "p50 ms", "p90 ms", "p95 ms", "p99 ms", "min ms", "spread", "images/s", "samples", "limit")
-    table = new_table("latency per batch", "engine", *numbers, right=numbers)
+    sizes = {engine.image_size for engine in results.engines}
+    several = len(sizes) > 1
+    shared = None if several else next(iter(sizes), None)
+    title = f"latency per batch of {size_text(shared)} images" if shared else "latency per batch"
+    table = new_table(title, "engine", *(["image"] if several else []), *numbers, right=numbers)
     for engine in results.engines:
+        image = [size_text(engine.image_size) if engine.image_size else ""] if several else []
         for point in results.curve(engine.name):
             times = (*(point.quantile_ms(share) for share in (0.5, 0.9, 0.95, 0.99)), min(point.samples_ms))
             limit = results.limit_ms(point)
             table.add_row(
                 as_text(engine.name),
+                *image,
                 str(point.batch),
                 *(f"{ms:.4g}" for ms in times),
                 f"{point.spread:.0%}",
@@ -32,6 +40,7 @@ def measured(results: Results) -> None:
                 f"{limit / point.p50_ms:.0%}" if limit else "",
             )
     console().print(table)
+    ablations.measured(results)
     for ratio in ratios(results):
         resolved = "resolved" if ratio.resolved else "not resolved"
         say(
@@ -86,6 +95,7 @@ def document(results: Results) -> dict[str, Any]:
     return {
         "boundary": results.boundary,
         "machine": machine,
+        "image_sizes": {engine.name: engine.image_size for engine in results.engines},
         "points": [
             {**point.to_dict(), "limit_ms": results.limit_ms(point), "conditions": asdict(point.conditions)}
             for point in results.points
@@ -93,6 +103,7 @@ def document(results: Results) -> dict[str, Any]:
         "ratios": [asdict(ratio) for ratio in ratios(results)],
         "crossovers": [asdict(found) for found in crossovers(results)],
         "scaling": [asdict(found) for found in scaling(results)],
+        "beside_paper": [asdict(found) for found in beside_paper(results)],
         "rates": [asdict(rate) for rate in results.rates],
         "failures": [asdict(failure) for failure in results.failures],
         "interrupted": results.interrupted,

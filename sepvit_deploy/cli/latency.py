@@ -26,6 +26,7 @@ from sepvit_deploy.cli.app import (
 from sepvit_deploy.errors import DeviceError, Interrupted, OptionError
 from sepvit_deploy.latency import Boundary, read_results, write_results
 from sepvit_deploy.optional import require
+from sepvit_deploy.spec import parse_image_size
 
 
 @app.command()
@@ -57,6 +58,14 @@ def bench(
     images: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Pictures to run; random numbers without it.")
     ] = None,
+    image_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HxW",
+            help="Of the images for files of any size; default: as in their passports.",
+            show_default=False,
+        ),
+    ] = None,
     accuracy: Annotated[
         list[Path] | None,
         typer.Option(
@@ -79,6 +88,7 @@ def bench(
     batches = None
     if batch is not None:
         batches = [parse_batch(part.strip(), "numbers, separated by commas", whole=batch) for part in batch.split(",")]
+    size = parse_image_size(image_size) if image_size is not None else None
     require_threads(threads)
     if not 0 <= seconds <= 3600:
         raise OptionError(f"--seconds {seconds}", expected="0 to 3600")
@@ -100,6 +110,7 @@ def bench(
             seconds=seconds,
             least=samples,
             images=images,
+            image_size=size,
             accuracy=accuracy or (),
             command=shlex.join(["sepvit-deploy", *sys.argv[1:]]),
             report=report,

@@ -41,6 +41,12 @@ def load(
     tolerance: Annotated[
         float, typer.Option(help="How far an answer may be from the one without a load, over its largest number.")
     ] = 0.02,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HxW", help="Of random images, where the model takes any; default: 512x512.", show_default=False
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Put a load on a v2 server and check every answer; exit 1 where one is lost or wrong.
@@ -49,6 +55,8 @@ def load(
     """
     from sepvit_deploy.errors import Interrupted
     from sepvit_deploy.load import load as run
+    from sepvit_deploy.load.plan import SIZE
+    from sepvit_deploy.spec import parse_image_size
 
     with show.progress() as report:
         done = run(
@@ -62,6 +70,7 @@ def load(
             in_flight=in_flight,
             timeout_s=timeout,
             tolerance=tolerance,
+            size=parse_image_size(size) if size is not None else SIZE,
             progress=show.percent(report, "sending"),
         )
     if as_json:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from sepvit_deploy.cli import masks as masks_shown
 from sepvit_deploy.cli import results, show
 from sepvit_deploy.cli.app import (
     CudaOption,
@@ -220,6 +221,22 @@ def evaluate(
         Path | None,
         typer.Option(metavar="FILE", help="Lines of PATH LABEL, or a JSON object; default: a folder for each class."),
     ] = None,
+    masks: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Of segmentation: a PNG for each picture; default: annotations/ beside images/, as ADE20K's.",
+            show_default=False,
+        ),
+    ] = None,
+    reduce_zero_label: Annotated[
+        bool,
+        typer.Option("--reduce-zero-label", help="In the masks 0 is no class and 1 the first, as in ADE20K's files."),
+    ] = False,
+    ignore: Annotated[
+        int | None,
+        typer.Option(help="Number in the masks that counts for nothing; default: 255.", show_default=False),
+    ] = None,
     against: Annotated[
         str | None, typer.Option(metavar="FILE", help="Another model, e.g. the FP32 file: agreement and flips.")
     ] = None,
@@ -239,8 +256,9 @@ def evaluate(
     trust: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Top-1 and top-5 on labelled pictures, and where another file decides differently."""
+    """Top-1 and top-5 on labelled pictures, mIoU on masks, and where another file decides differently."""
     from sepvit_deploy import pipeline
+    from sepvit_deploy.evaluate_masks import MaskEvaluation
 
     with show.progress() as report:
         report("evaluating")
@@ -248,6 +266,9 @@ def evaluate(
             file,
             images,
             labels=labels,
+            masks=masks,
+            reduce_zero_label=reduce_zero_label,
+            ignore=ignore,
             against=against,
             samples=samples,
             batch=batch,
@@ -263,5 +284,7 @@ def evaluate(
     if as_json:
         document: dict[str, Any] = {"file": str(file), **found.to_dict()}
         show.json_document(document)
+    elif isinstance(found, MaskEvaluation):
+        masks_shown.evaluation(found)
     else:
         results.evaluation(found)

@@ -19,7 +19,7 @@ from sepvit_deploy.cli.app import (
 )
 from sepvit_deploy.contract import name_of
 from sepvit_deploy.images import MAX_UPLOAD_PIXELS
-from sepvit_deploy.uploads import CLASSIFY
+from sepvit_deploy.uploads import CLASSIFY, SEGMENT
 
 if TYPE_CHECKING:
     from sepvit_deploy.server import Lane, Settings
@@ -51,7 +51,7 @@ def serve(
     cuda: CudaOption = "bindings",
     trust: TrustOption = False,
 ) -> None:
-    """Serve a model: Open Inference Protocol v2, /v1/classify for a picture, /metrics, and a page to try it at /.
+    """Serve a model: Open Inference Protocol v2, /v1/classify or /v1/segment for a picture, /metrics, and a page at /.
 
     Requests that come together are computed together. SIGTERM answers what is under way and ends it; a new file in the
     model's place, or SIGHUP, takes over without a lost request. There is no authentication: put a proxy before it.
@@ -110,3 +110,5 @@ def _started(address: str, loopback: bool, lane: Lane, settings: Settings) -> No
     )
     if model.spec.task == "classify":
         show.say(f"try: curl --data-binary @photo.jpg {address}{CLASSIFY}, or {address}/ in a browser")
+    elif model.spec.task == "segment":
+        show.say(f"try: curl --data-binary @photo.jpg --output mask.png {address}{SEGMENT}, or {address}/ in a browser")

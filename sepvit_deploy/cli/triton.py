@@ -43,7 +43,7 @@ def triton(
         bool, typer.Option("--cuda-graphs", help="Replay a plan's launches from CUDA graphs.")
     ] = False,
     ensemble: Annotated[
-        bool, typer.Option("--ensemble/--no-ensemble", help="Models from encoded pictures to classes, too.")
+        bool, typer.Option("--ensemble/--no-ensemble", help="Models from encoded pictures to classes or masks, too.")
     ] = True,
     version: Annotated[int | None, typer.Option(metavar="N", help="Default: the next one.", show_default=False)] = None,
     labels: Annotated[
@@ -52,7 +52,7 @@ def triton(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a model repository for Triton: configs, models from pictures to classes, warm-up, and a CPU fallback.
+    """Write a model repository for Triton: configs, models from pictures to classes or masks, warm-up, a CPU fallback.
 
     New versions come beside old ones, at once or not at all; exit 1 where a server would refuse the result.
     """

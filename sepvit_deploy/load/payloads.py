@@ -35,15 +35,18 @@ class Payload:
         return io.BytesIO(self.body)
 
 
-def random_payloads(target: Target, batch: int, timeout_us: int | None) -> list[Payload]:
+def random_payloads(target: Target, size: tuple[int, int], batch: int, timeout_us: int | None) -> list[Payload]:
     """Requests of ``batch`` random images each, the same at every run.
 
     Each image is noise around a colour of its own, so that a network tells them apart.
+
+    Args:
+        size: height and width of the images, where the model takes any.
     """
     import numpy as np
 
     assert target.size is not None
-    height, width = target.size
+    height, width = size if -1 in target.size else target.size
     count = min(INPUTS, max(2, MOST_BYTES // (batch * 3 * height * width * 4)))
     found = []
     for seed in range(count):

@@ -14,7 +14,7 @@ from sepvit_deploy.errors import ServerError
 from sepvit_deploy.images import image_files
 from sepvit_deploy.load.answers import TOLERANCE, parsed, unfit
 from sepvit_deploy.load.payloads import Payload, picture_payloads, random_payloads
-from sepvit_deploy.load.plan import CLIENTS, IN_FLIGHT, SECONDS, TIMEOUT_S, Plan
+from sepvit_deploy.load.plan import CLIENTS, IN_FLIGHT, SECONDS, SIZE, TIMEOUT_S, Plan
 from sepvit_deploy.load.result import LoadResult
 from sepvit_deploy.load.sending import Sending, connection_fault
 from sepvit_deploy.load.server import Address, Server, Target, said
@@ -36,6 +36,7 @@ def load(
     in_flight: int = IN_FLIGHT,
     timeout_s: float = TIMEOUT_S,
     tolerance: float = TOLERANCE,
+    size: tuple[int, int] = SIZE,
     progress: Callable[[float], None] = lambda share: None,
 ) -> LoadResult:
     """Put a load on a server, and check every answer against the one that the same request had without it.
@@ -49,7 +50,8 @@ def load(
         deadline_ms: told to the server, too, as the request's timeout.
         in_flight: the most of an open loop.
         timeout_s: after which an answer is lost.
-        tolerance: over the largest number of an output, or 1.
+        tolerance: over the largest number of an output, or 1; of a mask, the share of pixels of another class.
+        size: of random images, height and width, where the model takes any.
         progress: called with the share of the time that has passed, 0 to 1.
 
     Raises:
@@ -59,7 +61,7 @@ def load(
     """
     if clients is None and rate_per_s is None:
         clients = CLIENTS
-    plan = Plan(clients, rate_per_s, seconds, images, batch, deadline_ms, in_flight, timeout_s, tolerance)
+    plan = Plan(clients, rate_per_s, seconds, images, batch, deadline_ms, in_flight, timeout_s, tolerance, size)
     require("aiohttp", extra="serving")
     require("tritonclient.http", extra="serving")
     return asyncio.run(_load(Address.parse(url), plan, progress))
@@ -77,7 +79,7 @@ async def _load(address: Address, plan: Plan, progress: Callable[[float], None])
 def _payloads(target: Target, plan: Plan) -> list[Payload]:
     timeout_us = None if plan.deadline_ms is None else round(1000 * plan.deadline_ms)
     if plan.images is None:
-        return random_payloads(target, plan.batch, timeout_us)
+        return random_payloads(target, plan.size, plan.batch, timeout_us)
     return picture_payloads(target, image_files(plan.images), plan.batch, timeout_us)
 
 

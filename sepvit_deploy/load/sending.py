@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from sepvit_deploy.contract import classify_name
+from sepvit_deploy.contract import classify_name, segment_name
 from sepvit_deploy.errors import ServerError
 from sepvit_deploy.load.answers import alike, difference, parsed, unfit
 from sepvit_deploy.load.arrivals import Sent, closed_loop, open_loop, poisson
@@ -124,7 +124,7 @@ class Sending:
     async def _computing(self) -> str:
         """The model whose batches are counted: of one that takes pictures, that which it gives them to."""
         name = self._target.name
-        inner = name.removesuffix(classify_name(""))
+        inner = name.removesuffix(classify_name("")).removesuffix(segment_name(""))
         return inner if inner != name and await self._server.counts(inner) is not None else name
 
     async def _clock(self, begin: float, progress: Callable[[float], None]) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
 
-from sepvit_deploy.contract import IMAGE, classify_name
+from sepvit_deploy.contract import IMAGE, classify_name, segment_name
 from sepvit_deploy.errors import OptionError, ServerError
 from sepvit_deploy.optional import require
 
@@ -57,7 +57,7 @@ class Target:
 
     Attributes:
         input: name of its only input.
-        size: height and width of the images that it takes; None where it takes encoded pictures.
+        size: height and width of the images that it takes, -1 for any; None where it takes encoded pictures.
     """
 
     name: str
@@ -106,7 +106,7 @@ class Server:
             raise ServerError(f"{self._base} does not speak the v2 protocol", expected="a name at /v2")
         what = f"{IMAGE} of type BYTES" if pictures else "one FP32 input (B, 3, H, W)"
         if model is not None:
-            names = [classify_name(model), model] if pictures else [model]
+            names = [classify_name(model), segment_name(model), model] if pictures else [model]
             found = [target for name in names if (target := await self._as_target(name, pictures=pictures))]
             if not found:
                 hint = "without --images" if pictures else "add --images DIR to send pictures"
@@ -156,7 +156,7 @@ class Server:
         if only.get("datatype") != "FP32" or not isinstance(shape, list) or len(shape) != 4:
             return None
         channels, height, width = (int(dim) for dim in shape[1:])
-        if channels != 3 or height < 1 or width < 1:
+        if channels != 3 or (min(height, width) < 1 and (height, width) != (-1, -1)):
             return None
         return Target(name, str(only.get("name")), (height, width))
 

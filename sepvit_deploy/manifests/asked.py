@@ -6,7 +6,14 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from sepvit_deploy.contract import MAX_DELAY_US
+from sepvit_deploy.contract import (
+    MAX_DELAY_US,
+    classify_name,
+    mask_name,
+    preprocess_name,
+    rank_name,
+    segment_name,
+)
 from sepvit_deploy.errors import OptionError
 
 Autoscaler = Literal["keda", "hpa"]
@@ -50,7 +57,7 @@ class Cluster:
 
     Attributes:
         model: its name in Triton.
-        classifies: models from pictures to classes stand around it.
+        classifies: models from pictures to classes stand around it; segments: those to masks do.
         sha256: of the model's file.
         gpu: a GPU for each replica; without one, Triton takes its configuration ``cpu``.
         built_on: the GPU that a plan was built on, where it loads on no other kind; "" otherwise.
@@ -84,6 +91,7 @@ class Cluster:
     autoscaler: Autoscaler = "keda"
     queue_ratio: float = 0.5
     queue_delay_us: int = 2000
+    segments: bool = False
     prometheus: str = "http://prometheus-operated.monitoring:9090"
     cpus: int = 4
     memory: str = "8Gi"
@@ -126,6 +134,20 @@ class Cluster:
     def name(self) -> str:
         """The model's name as Kubernetes takes it: a DNS label, ``sepvit-t`` of ``sepvit_t``."""
         return re.sub("[_.]", "-", self.model.lower())
+
+    @property
+    def pictures(self) -> str:
+        """The model in Triton that takes pictures; "" where there is none."""
+        if self.classifies:
+            return classify_name(self.model)
+        return segment_name(self.model) if self.segments else ""
+
+    @property
+    def around(self) -> tuple[str, ...]:
+        """The models in Triton that it computes with, before and behind it."""
+        if not self.pictures:
+            return ()
+        return preprocess_name(self.model), rank_name(self.model) if self.classifies else mask_name(self.model)
 
     @property
     def own_image(self) -> str:

@@ -24,7 +24,7 @@ def dockerfile(cluster: Cluster) -> str:
 ARG TRITON_IMAGE={prefix}nvidia/tritonserver:{cluster.tag}
 FROM ${{TRITON_IMAGE}}
 
-{_pillow() if cluster.classifies else ""}\
+{_pillow() if cluster.pictures else ""}\
 # The model repository is no part of the image: KServe mounts it at /mnt/models.
 EXPOSE 8080 9000 8002
 USER {USER}

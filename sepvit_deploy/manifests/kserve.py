@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from sepvit_deploy.contract import METRICS_PORT, classify_name
+from sepvit_deploy.contract import METRICS_PORT
 from sepvit_deploy.manifests import monitoring
 from sepvit_deploy.manifests.asked import Cluster
 from sepvit_deploy.manifests.dockerfile import USER, dockerfile
@@ -94,13 +94,12 @@ def kserve_files(cluster: Cluster, triton: str) -> dict[str, str]:
         "kind": "Kustomization",
         "resources": sorted(documents),
     }
-    pictures = cluster.classifies
     words = {
         "triton": triton,
         "storage": _STORAGE if cluster.storage_uri.startswith(("s3://", "gs://")) else "",
         "scaling": _SCALING[scaling],
         "hardware": _HARDWARE.format(cluster.built_on) if cluster.built_on else "",
-        "models": f"{cluster.model}, or {classify_name(cluster.model)} for pictures" if pictures else cluster.model,
+        "models": f"{cluster.model}, or {cluster.pictures} for pictures" if cluster.pictures else cluster.model,
         "name": cluster.name,
         "image": cluster.own_image,
         "reached": "the cluster has to reach" if cluster.has_registry else "every node has to have: it is never pulled",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sepvit_deploy.contract import METRICS_PORT, preprocess_name, rank_name
+from sepvit_deploy.contract import METRICS_PORT
 from sepvit_deploy.manifests.asked import Cluster
 
 QUEUE = "nv_inference_queue_duration_us"
@@ -45,8 +45,8 @@ def _series(cluster: Cluster, *, alone: bool = False) -> str:
     Args:
         alone: of the one that waits for more images.
     """
-    around = (preprocess_name(cluster.model), rank_name(cluster.model)) if cluster.classifies and not alone else ()
-    models = "|".join(name.replace(".", "[.]") for name in (cluster.model, *around))
+    names = (cluster.model, *(() if alone else cluster.around))
+    models = "|".join(name.replace(".", "[.]") for name in names)
     return f'{{model=~"{models}",namespace="{cluster.namespace}",service="{cluster.metrics_name}"}}'
 
 

@@ -7,6 +7,7 @@ Each rewrite is a function or module of its own, tested alone; `rewrite` applies
     fold_peg_shortcut       PEG's "+ input" goes into the centre tap of its depthwise kernel
     WindowHeads             windowing and head splitting are one transpose, since linear layers commute with windowing
     DeployDWA               attention in rank 4, (B, h*K, T, d), as TensorRT fuses it
+    DeploySummary           a window's depthwise convolution is a weighted average, in ablations alone
     DeployPWA               the inner shortcut A f + f is (A + I) f; with a single window it is f + f
     Linear                  a matrix product and an addition, the form that Q/DQ fusion needs
 
@@ -25,11 +26,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sepvit_deploy.model.choices import DeploySummary
 from sepvit_deploy.model.sepvit import (
     PEG,
     PWA,
     Block,
-    OverlappingPatchEmbedding,
+    PatchEmbedding,
     SepViT,
     SepViTBackbone,
     Stage,
@@ -111,7 +113,8 @@ class WindowHeads:
 class DeployDWA(nn.Module):
     """DWA on the pixels' LayerNormed tokens u, (B, Hp*Wp, C), the window tokens standing by as constants.
 
-    Without PWA: -> (B, Hp*Wp, C). With it: -> window tokens (B, K, C) and pixels (B, h*K, N, d).
+    Without PWA: -> (B, Hp*Wp, C). With it: -> window tokens (B, K, C) and pixels (B, h*K, N, d), or the pixels alone
+    where no token went through DWA.
     """
 
     def __init__(self, block: Block, grid: WindowHeads) -> None:
@@ -120,7 +123,8 @@ class DeployDWA(nn.Module):
         self.grid = grid
         self.heads = channels // HEAD_WIDTH
         self.qkv = Linear(*fold_attention_scale(block.attention.dwa.qkv, channels))
-        self.has_token = block.has_pwa
+        self.has_pwa = block.has_pwa
+        self.has_token = block.has_token
         if self.has_token:
             normed, qkv = fold_window_tokens(block, grid.windows)
             self.token_normed = nn.Buffer(normed)
@@ -133,8 +137,10 @@ class DeployDWA(nn.Module):
             qkv = torch.cat((zero + self.token_qkv, qkv), dim=2)
         q, k, v = qkv.chunk(3, dim=1)
         y = (q @ k.transpose(2, 3)).softmax(dim=-1) @ v  # (B, h*K, T, d)
-        if not self.has_token:
+        if not self.has_pwa:
             return grid.merge(y, h) + u
+        if not self.has_token:
+            return y + grid.split(u, h)
         token, pixels = torch.split(y, [1, grid.pixels], dim=2)
         token = token.reshape(-1, h, grid.windows, HEAD_WIDTH).transpose(1, 2)
         token = token.reshape(-1, grid.windows, h * HEAD_WIDTH) + self.token_normed
@@ -175,12 +181,17 @@ class DeployAttention(nn.Module):
         self.grid = WindowHeads(-(-height // block.side), -(-width // block.side), block.side)
         self.channels = block.norm1.normalized_shape[0]
         self.dwa = DeployDWA(block, self.grid)
-        pwa = block.attention.pwa
+        pwa, summary = block.attention.pwa, block.attention.summary
+        self.summary: DeploySummary | None = None
+        if summary is not None and not summary.has_token:
+            self.summary = DeploySummary(summary, self.channels, self.grid.windows)
         self.pwa = None if pwa is None else DeployPWA(pwa, self.grid.windows, self.grid.pixels)
         self.proj = Linear.of(block.attention.proj)
 
     def forward(self, u: Tensor, zero: Tensor) -> Tensor:
         f = self.dwa(u, zero)
+        if self.summary is not None:
+            f = self.summary(f), f
         if self.pwa is not None:
             f = self.grid.merge(self.pwa(*f), self.dwa.heads)
         padded = (self.grid.rows * self.grid.side, self.grid.columns * self.grid.side)
@@ -226,9 +237,9 @@ class DeployBlock(nn.Module):
 
 
 class DeployEmbedding(nn.Module):
-    """Overlapping patch embedding to tokens: (B, Cin, H, W) -> (B, H'*W', C)."""
+    """Patch embedding to tokens: (B, Cin, H, W) -> (B, H'*W', C)."""
 
-    def __init__(self, embed: OverlappingPatchEmbedding) -> None:
+    def __init__(self, embed: PatchEmbedding) -> None:
         super().__init__()
         self.proj = copy.deepcopy(embed.proj)
         self.norm = copy.deepcopy(embed.norm)

@@ -4,6 +4,7 @@
     Figure 3  the separable attention: DWA inside windows, PWA between them   DWA, PWA, SeparableAttention
               grouped windows (GSA): the same with a 2 x 2 group as one window
     Eq. 1-3   a block                                                         Block
+    Tables 6, 7 of v3: what ablations choose between                          `choices`
 
 Shapes: B batch, H x W map, C channels, M window side, K windows, N = M * M pixels of a window, T tokens of a window
 (N, or N + 1 with a window token), h heads, d = 32 head width. Maps travel channels last, (B, H, W, C).
@@ -17,16 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sepvit_deploy.errors import OptionError
+from sepvit_deploy.model.choices import WindowSummary, patches, window_summary
 from sepvit_deploy.variants import (
     CLASSIFY_SIZE,
     HEAD_WIDTH,
     MLP_RATIO,
     STRIDES,
+    Representation,
     Task,
     Variant,
     block_shapes,
-    variant_named,
 )
 
 EPS = 1e-6
@@ -52,13 +53,13 @@ def window_merge(windows: Tensor, side: int, height: int, width: int) -> Tensor:
     return x.reshape(b, rows * side, columns * side, c)[:, :height, :width]
 
 
-class OverlappingPatchEmbedding(nn.Module):
-    """A strided convolution whose patches overlap, then LayerNorm: (B, Cin, H, W) -> (B, H', W', C)."""
+class PatchEmbedding(nn.Module):
+    """A strided convolution, of patches that overlap, then LayerNorm: (B, Cin, H, W) -> (B, H', W', C)."""
 
-    def __init__(self, inputs: int, channels: int, kernel: int, stride: int) -> None:
+    def __init__(self, proj: nn.Conv2d) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(inputs, channels, kernel, stride, padding=kernel // 2)
-        self.norm = nn.LayerNorm(channels)
+        self.proj = proj
+        self.norm = nn.LayerNorm(proj.out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.proj(x).permute(0, 2, 3, 1))
@@ -118,17 +119,21 @@ class SeparableAttention(nn.Module):
     """DWA, then PWA through the window tokens: DSSA with windows of 7 x 7, GSA with groups of 14 x 14.
 
     With a window token first in each window (B, K, N + 1, C) -> (B, K, N, C); without PWA (B, K, N, C) -> same.
+
+    Args:
+        summary: what stands for a window in PWA: the window token, but in ablations; None without PWA.
     """
 
-    def __init__(self, channels: int, *, has_pwa: bool) -> None:
+    def __init__(self, channels: int, summary: WindowSummary | None) -> None:
         super().__init__()
         self.dwa = DWA(channels)
-        self.pwa = PWA(channels) if has_pwa else None
+        self.summary = summary
+        self.pwa = None if summary is None else PWA(channels)
         self.proj = nn.Linear(channels, channels)
 
     def forward(self, u: Tensor) -> Tensor:
         y = self.dwa(u)
-        return y if self.pwa is None else self.pwa(y[:, :, 0], y[:, :, 1:])
+        return y if self.summary is None or self.pwa is None else self.pwa(*self.summary(y))
 
 
 class MLP(nn.Module):
@@ -150,22 +155,28 @@ class Block(nn.Module):
         side: M, the window side: 7 for DSSA, 14 for GSA.
         windows: how many window tokens it learns; 0 with `has_pwa` means zeros, as the dense backbones have.
         has_pwa: False where one window covers the map: no window token and no PWA then.
+        representation: what stands for a window in PWA; other than ``learned`` in ablations alone.
     """
 
-    def __init__(self, channels: int, side: int, windows: int, *, has_pwa: bool) -> None:
+    def __init__(
+        self, channels: int, side: int, windows: int, *, has_pwa: bool, representation: Representation = "learned"
+    ) -> None:
         super().__init__()
         self.side = side
         self.has_pwa = has_pwa
-        self.window_tokens = nn.Parameter(torch.zeros(1, windows, 1, channels)) if windows else None
+        learned = windows if representation == "learned" else 0
+        summary = window_summary(representation, channels, side) if has_pwa else None
+        self.has_token = summary is not None and summary.has_token
+        self.window_tokens = nn.Parameter(torch.zeros(1, learned, 1, channels)) if learned else None
         self.norm1 = nn.LayerNorm(channels, eps=EPS)
-        self.attention = SeparableAttention(channels, has_pwa=has_pwa)
+        self.attention = SeparableAttention(channels, summary)
         self.norm2 = nn.LayerNorm(channels, eps=EPS)
         self.mlp = MLP(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         _, height, width, c = x.shape
         windows = window_partition(x, self.side)
-        if self.has_pwa:
+        if self.has_token:
             b, count = windows.shape[:2]
             if self.window_tokens is None:
                 tokens = windows.new_zeros(b, count, 1, c)
@@ -178,9 +189,9 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """Overlapping patch embedding, then blocks, with PEG after the first: (B, Cin, H, W) -> (B, H', W', C)."""
+    """Patch embedding, then blocks, with PEG after the first: (B, Cin, H, W) -> (B, H', W', C)."""
 
-    def __init__(self, embed: OverlappingPatchEmbedding, blocks: list[Block], peg: PEG) -> None:
+    def __init__(self, embed: PatchEmbedding, blocks: list[Block], peg: PEG) -> None:
         super().__init__()
         self.embed = embed
         self.blocks = nn.ModuleList(blocks)
@@ -199,13 +210,14 @@ def _stages(variant: Variant, task: Task) -> nn.ModuleList:
     shapes = list(block_shapes(variant, task, (CLASSIFY_SIZE, CLASSIFY_SIZE)))
     stages = nn.ModuleList()
     for i, (inputs, channels) in enumerate(pairwise((3, *variant.channels))):
-        embed = OverlappingPatchEmbedding(inputs, channels, 7 if i == 0 else 3, STRIDES[0] if i == 0 else 2)
+        embed = PatchEmbedding(patches(variant.embedding, inputs, channels, STRIDES[0] if i == 0 else 2))
         blocks = [
             Block(
                 channels,
                 shape.side,
                 shape.windows if task == "classify" else 0,
                 has_pwa=shape.windows > 0,
+                representation=shape.representation,
             )
             for shape in shapes
             if shape.stage == i
@@ -259,42 +271,3 @@ class SepViTBackbone(nn.Module):
             x = norm(stage(x)).permute(0, 3, 1, 2)
             maps.append(x)
         return maps[0], maps[1], maps[2], maps[3]
-
-
-def build_model(
-    variant: str, task: Task = "classify", *, num_classes: int = 1000, seed: int = 0
-) -> SepViT | SepViTBackbone:
-    """Build the reference model with random weights, in evaluation mode, float32, on the CPU.
-
-    Random weights are drawn so that no part of the model is invisible in its outputs: linear layers and convolutions
-    keep the variance of what they take, window tokens and biases are not zero. They are the same for the same seed.
-
-    Args:
-        variant: ``lite``, ``t``, ``s`` or ``b``.
-        task: ``classify`` or ``dense``.
-        num_classes: width of the head.
-        seed: of the random weights; the global random state is left alone.
-
-    Raises:
-        OptionError: no such variant or task, or a number of classes below 1.
-    """
-    if task not in ("classify", "dense"):
-        raise OptionError(f"there is no task {task!r}", expected="classify or dense")
-    if num_classes < 1:
-        raise OptionError(f"--num-classes {num_classes}", expected="1 or more")
-    kind = SepViT if task == "classify" else SepViTBackbone
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = kind(variant_named(variant), num_classes)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if name.endswith("window_tokens"):
-                    parameter.normal_(std=0.5)
-                elif name.endswith("bias"):
-                    parameter.normal_(std=0.05)
-                elif parameter.dim() == 1:
-                    parameter.normal_(mean=1.0, std=0.1)
-                else:
-                    fan_in = parameter[0].numel()
-                    parameter.normal_(std=fan_in**-0.5)
-    return model.eval()

@@ -10,6 +10,7 @@ import stat
 import struct
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,6 +19,9 @@ from torch import Tensor
 from sepvit_deploy.errors import CheckpointError
 from sepvit_deploy.optional import require
 
+MAX_CLASSES = 10_000
+MAX_NAME = 200
+"""Characters of a class's name."""
 PICKLED = (".pth", ".pt", ".bin")
 
 _UNPICKLING = (
@@ -36,18 +40,40 @@ _UNPICKLING = (
 """What torch.load raises on a file that is cut short, damaged or foreign."""
 
 
+@dataclass(frozen=True)
+class Stored:
+    """What a checkpoint file holds.
+
+    Attributes:
+        tensors: by the names that the file gives them.
+        class_names: as a toolbox notes them beside the weights; None where it does not, or not in a usable form.
+        palette: red, green and blue of each class, 0 to 255; likewise.
+    """
+
+    tensors: dict[str, Tensor]
+    class_names: tuple[str, ...] | None = None
+    palette: tuple[tuple[int, int, int], ...] | None = None
+
+
 def read_state_dict(path: str | os.PathLike[str], *, ema: bool = False) -> dict[str, Tensor]:
+    """The weights alone of `read_checkpoint`."""
+    return read_checkpoint(path, ema=ema).tensors
+
+
+def read_checkpoint(path: str | os.PathLike[str], *, ema: bool = False) -> Stored:
     """Read the weights of a checkpoint file, keyed by their published names, on the CPU.
 
     A ``.safetensors`` file holds the weights alone. A ``.pth``, ``.pt`` or ``.bin`` file holds them alone or under
-    ``model``, ``state_dict`` or, with ``ema``, ``model_ema``; other entries are ignored. A ``module.`` prefix on every
-    key is taken off. Pickled files are read without running code: plain values, tensors and ``argparse.Namespace``.
+    ``model``, ``state_dict`` or, with ``ema``, ``model_ema``; of other entries only ``meta`` is looked at. A
+    ``module.`` prefix on every key is taken off. Pickled files are read without running code: plain values, tensors
+    and ``argparse.Namespace``.
 
     Raises:
         CheckpointError: the file is missing, unreadable, damaged, unsafe or holds no weights.
     """
     path = Path(path)
     head = _first_bytes(path)
+    meta: object = None
     if path.suffix.lower() == ".safetensors":
         if ema:
             raise CheckpointError(
@@ -55,7 +81,9 @@ def read_state_dict(path: str | os.PathLike[str], *, ema: bool = False) -> dict[
             )
         state: Mapping[object, object] = _read_safetensors(path)
     else:
-        state = _weights_entry(path, _read_pickled(path, head), ema)
+        loaded = _read_pickled(path, head)
+        state = _weights_entry(path, loaded, ema)
+        meta = loaded.get("meta") if isinstance(loaded, Mapping) and state is not loaded else None
     tensors: dict[str, Tensor] = {}
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
@@ -69,7 +97,30 @@ def read_state_dict(path: str | os.PathLike[str], *, ema: bool = False) -> dict[
         raise CheckpointError(f"{path} holds no tensors", expected="the weights of a SepViT")
     if all(key.startswith("module.") for key in tensors):  # saved under DistributedDataParallel
         tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
-    return tensors
+    return Stored(tensors, _class_names(meta), _palette(meta))
+
+
+def _class_names(meta: object) -> tuple[str, ...] | None:
+    """``CLASSES`` of a toolbox's ``meta``: texts that can be shown in one line."""
+    found = meta.get("CLASSES") if isinstance(meta, Mapping) else None
+    if not isinstance(found, list | tuple) or not 1 <= len(found) <= MAX_CLASSES:
+        return None
+    good = all(isinstance(name, str) and 1 <= len(name) <= MAX_NAME and name.isprintable() for name in found)
+    return tuple(found) if good else None
+
+
+def _palette(meta: object) -> tuple[tuple[int, int, int], ...] | None:
+    """``PALETTE`` of a toolbox's ``meta``: three integers from 0 to 255 for each class."""
+    found = meta.get("PALETTE") if isinstance(meta, Mapping) else None
+    if not isinstance(found, list | tuple) or not 1 <= len(found) <= MAX_CLASSES:
+        return None
+    good = all(
+        isinstance(colour, list | tuple)
+        and len(colour) == 3
+        and all(type(level) is int and 0 <= level <= 255 for level in colour)
+        for colour in found
+    )
+    return tuple((red, green, blue) for red, green, blue in found) if good else None
 
 
 def _first_bytes(path: Path) -> bytes:

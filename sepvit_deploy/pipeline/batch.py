@@ -134,6 +134,10 @@ def batch_predict(
     source = Source.parse(images)
     report("loading")
     opened = open_model(model, trust=how.trust, warn=warn)
+    if opened.spec is not None and opened.spec.task != "classify":
+        masks = opened.spec.task == "segment"
+        hint = "for masks type: sepvit-deploy predict MODEL IMAGES" if masks else None
+        raise OptionError(f"{model} is for the task {opened.spec.task}", expected="a classification file", hint=hint)
     preprocessing = opened.preprocessing
     if preprocessing is None:
         warn(f"no passport says how {model} takes pictures: as ImageNet's, at {CLASSIFY_SIZE} pixels")

@@ -12,7 +12,7 @@ from typing import Literal
 
 from sepvit_deploy import artifact, builders, gpu, plans
 from sepvit_deploy.artifact import Parent, Passport
-from sepvit_deploy.building import EngineFacts, Profile
+from sepvit_deploy.building import EngineFacts, default_profiles
 from sepvit_deploy.deployment import EngineSpec
 from sepvit_deploy.engine import Built, engine_from_onnx
 from sepvit_deploy.errors import AuditFailed, GraphError, OptionError, PlanError
@@ -21,8 +21,6 @@ from sepvit_deploy.network import kept_layers, products_of_graph
 from sepvit_deploy.pipeline.opened import OpenedOnnx, Progress, Report, Warn, open_onnx
 
 ANY_BUILDER = EngineSpec(builder="auto")
-PROFILE = Profile(1, 8, 32)
-"""Of a file of any batch, where none is asked for: tuned for the paper's batch of 8."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ def build(
 
     Args:
         output: the plan to write; an existing one is replaced only when everything succeeded.
-        engine: what is asked of the builder; profiles are `PROFILE` for a file of any batch, where it names none.
+        engine: what is asked of the builder; where it names no profiles, `building.default_profiles` says them.
         timing_cache: kernel timings that builds by TensorRT share; by default in the user's cache.
         require: fail unless the engine computes in this precision.
         inspector: a file for what TensorRT's inspector says of the layers, and for their times, as JSON.
@@ -72,7 +70,7 @@ def build(
     chosen, version = builders.choose(engine.builder, gpu=bool(gpu.devices()))
     request = replace(engine.request(chosen), timing_cache=timing_cache)
     file = open_onnx(path)
-    passport, _, preprocessing = file.require_passport()
+    passport, spec, preprocessing = file.require_passport()
     if passport.facts.get("target") == "cpu":
         raise GraphError(
             f"{path} was quantised for a CPU", hint=f"type: sepvit-deploy quantize {_source(passport)} --precision int8"
@@ -86,8 +84,9 @@ def build(
             expected="a build on the GPU that the engine is for: only there its layers are seen",
             hint="leave it out: the parsed network is audited in any case",
         )
-    if not request.profiles and not _fixed_batch(file):
-        request = replace(request, profiles=(PROFILE,))
+    if not request.profiles:
+        box = spec.size if spec.any_size else None
+        request = replace(request, profiles=default_profiles(_fixed_batch(file), box))
     is_ours = chosen == "tensorrt" and timing_cache is None and not dry_run
     if is_ours:
         request = replace(request, timing_cache=_users_timing_cache(version, warn))

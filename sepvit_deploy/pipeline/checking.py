@@ -24,31 +24,57 @@ from sepvit_deploy.spec import ModelSpec
 if TYPE_CHECKING:
     import onnx
 
-    from sepvit_deploy.model.sepvit import SepViT, SepViTBackbone
+    from sepvit_deploy.model.build import Reference
     from sepvit_deploy.runners.base import Array, Runner
 
 PARITY_BATCHES = (1, 2, 3)
+ANY_SIZES = ((64, 96), (33, 100), (250, 121), (8, 8))
+"""Heights and widths that a file for any size is compared at: windows that divide the maps and that do not, one and
+several of them, and maps of a single pixel."""
 IMAGES_AT_ONCE = 4
 RANDOM = "random images"
 
 
-def reference_model(
-    spec: ModelSpec, weights: Path | None, *, ema: bool = False, seed: int = 0
-) -> SepViT | SepViTBackbone:
+def reference_model(spec: ModelSpec, weights: Path | None, *, ema: bool = False, seed: int = 0) -> Reference:
     """The model as the paper writes it, with the weights of a file or random ones.
 
     Raises:
         CheckpointError: the file does not fit ``spec``.
     """
     require("torch", extra="torch")
+    from sepvit_deploy.model.build import build_model
     from sepvit_deploy.model.checkpoint import load_checkpoint
-    from sepvit_deploy.model.sepvit import build_model
 
     if weights is None:
         if ema:
             raise OptionError("--ema without --weights", hint="name the checkpoint with --weights FILE")
-        return build_model(spec.variant, spec.task, num_classes=spec.num_classes, seed=seed)
-    return load_checkpoint(weights, spec.variant, spec.task, num_classes=spec.num_classes, ema=ema)
+        return build_model(
+            spec.variant, spec.task, num_classes=spec.num_classes, head=spec.head, output=spec.output, seed=seed
+        )
+    return load_checkpoint(
+        weights,
+        spec.variant,
+        spec.task,
+        num_classes=spec.num_classes,
+        head=spec.head,
+        output=spec.output,
+        ema=ema,
+    )
+
+
+def random_images(spec: ModelSpec, batch: int | None) -> Iterator[Array]:
+    """Random batches that a file of ``spec`` is compared on; of one for any size, several small ones.
+
+    Args:
+        batch: of a file of a fixed batch.
+    """
+    if spec.any_size:
+        for size in ANY_SIZES:
+            yield from parity.random_batches(size, (batch or 2,))
+    elif spec.task == "segment":
+        yield from parity.random_batches(spec.size, PARITY_BATCHES[:2] if batch is None else (batch,))
+    else:
+        yield from parity.random_batches(spec.size, PARITY_BATCHES if batch is None else (batch,))
 
 
 def check(
@@ -118,7 +144,7 @@ def reference_of(
     ema: bool = False,
     report: Report = lambda step: None,
     warn: Warn = lambda text: None,
-) -> SepViT | SepViTBackbone:
+) -> Reference:
     """The model behind a file, as the paper writes it.
 
     Args:
@@ -151,7 +177,7 @@ def onnx_runner(graph: onnx.ModelProto, spec: ModelSpec, name: str) -> Runner:
 
 
 def compare_with_reference(
-    model: SepViT | SepViTBackbone,
+    model: Reference,
     spec: ModelSpec,
     candidate: Runner,
     batches: Iterator[Array],
@@ -162,8 +188,9 @@ def compare_with_reference(
     from sepvit_deploy.model.taps import taps
     from sepvit_deploy.runners.torch import TorchRunner
 
+    size = None if spec.any_size else spec.size
     reference = TorchRunner(
-        model, spec.output_names, spec.size, name="the reference", taps=tuple(taps(spec, deployed=False))
+        model, spec.output_names, size, name="the reference", taps=tuple(taps(spec, deployed=False))
     )
     return parity.compare(reference, candidate, batches, source=source, outputs=spec.output_names, tolerance=tolerance)
 
@@ -173,17 +200,22 @@ def _batches(runner: Runner, file: Opened, folder: Path | None) -> tuple[Iterato
     import numpy as np
 
     spec, preprocessing = file.spec, file.preprocessing
-    if spec is not None and (None, 3, *spec.size) != (None, *runner.input_shape[1:]):
-        raise GraphError(f"{runner.name} takes {runner.input_shape}", expected=f"{spec.size}, as its passport says")
     fixed, _, height, width = runner.input_shape
-    if height is None or width is None:
+    expected = (None, None) if spec is not None and spec.any_size else spec.size if spec is not None else None
+    if expected is not None and expected != (height, width):
+        raise GraphError(f"{runner.name} takes {runner.input_shape}", expected=f"{expected}, as its passport says")
+    if folder is None and spec is not None:
+        return random_images(spec, fixed), RANDOM
+    if spec is None and (height is None or width is None):
         raise GraphError(f"{runner.name} has no fixed image size", expected="a file as export writes it")
     if folder is None:
+        assert height is not None
+        assert width is not None
         return parity.random_batches((height, width), PARITY_BATCHES if fixed is None else (fixed,)), RANDOM
     if preprocessing is None:
         raise GraphError(f"{runner.name} has no passport, so its preprocessing is unknown", hint="leave --images out")
     files = list(image_set(folder).files) if folder.suffix == ".toml" else image_files(folder)
-    step = fixed or IMAGES_AT_ONCE
+    step = fixed or (1 if preprocessing.keep_ratio else IMAGES_AT_ONCE)  # pictures that keep their ratio differ in size
 
     def pictures() -> Iterator[Array]:
         for start in range(0, len(files), step):

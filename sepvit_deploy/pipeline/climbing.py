@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sepvit_deploy import gpu, ladder, parity
-from sepvit_deploy.building import BuildRequest, EngineFacts
+from sepvit_deploy.building import BuildRequest, EngineFacts, Profile, Size
 from sepvit_deploy.deployment import ParitySpec
 from sepvit_deploy.engine import engine_from_onnx
 from sepvit_deploy.errors import OptionError, ParityFailed
@@ -19,14 +19,14 @@ from sepvit_deploy.image_sets import image_set
 from sepvit_deploy.images import image_files, load_batch
 from sepvit_deploy.ladder import Climb, NoiseFloor, Rung
 from sepvit_deploy.pipeline import provenance
-from sepvit_deploy.pipeline.checking import IMAGES_AT_ONCE, PARITY_BATCHES, RANDOM, reference_of
+from sepvit_deploy.pipeline.checking import ANY_SIZES, IMAGES_AT_ONCE, RANDOM, random_images, reference_of
 from sepvit_deploy.pipeline.models import PLANS, TORCH, OpenedPlan, open_model
 from sepvit_deploy.pipeline.opened import Opened, OpenedOnnx, Report, Running, Warn, present_taps
 from sepvit_deploy.runners.batches import InBatches
 from sepvit_deploy.spec_file import read_spec
 
 if TYPE_CHECKING:
-    from sepvit_deploy.model.sepvit import SepViT, SepViTBackbone
+    from sepvit_deploy.model.build import Reference
     from sepvit_deploy.model.taps import Tap
     from sepvit_deploy.runners.base import Array, Runner
 
@@ -116,7 +116,8 @@ def climb(
     model = reference_of(chain[0], weights, ema=ema, report=report, warn=warn)
     with contextlib.ExitStack() as stack:
         rungs = _rungs(stack, model, chain, tolerances, how)
-        names, batches, used = _images(chain[0], images, samples)
+        profiles = file.plan.facts.profiles if isinstance(file, OpenedPlan) and file.plan.facts else ()
+        names, batches, used = _images(chain[0], images, samples, profiles)
         if isinstance(file, OpenedPlan):
             report("loading the engine")
             engine = stack.enter_context(file.running(how))
@@ -125,7 +126,7 @@ def climb(
         if noise_floor:
             report(f"building {noise_floor} engines of {chain[0].path.name}")
             floor = _noise(chain[0], file, noise_floor, list(batches), how)
-            names, batches, used = _images(chain[0], images, samples)
+            names, batches, used = _images(chain[0], images, samples, profiles)
         report("comparing")
         outputs = chain[0].output_names
         climbed = ladder.climb(rungs, batches, source=used, outputs=outputs, names=names, floor=floor)
@@ -133,26 +134,26 @@ def climb(
     failed = climbed.failed
     if failed is not None and failed.what == "runtime" and isinstance(file, OpenedPlan) and file.plan.facts:
         report("building the engine with its inner tensors")
-        _, batches, used = _images(chain[0], images, samples)
+        _, batches, used = _images(chain[0], images, samples, profiles)
         block = _first_block(chain[-1], file.plan.facts, batches, tolerances, how)
     return Climbed(climbed, block, left_out)
 
 
 def _rungs(
     stack: contextlib.ExitStack,
-    model: SepViT | SepViTBackbone,
+    model: Reference,
     chain: Sequence[OpenedOnnx],
     tolerances: ParitySpec,
     how: Running,
 ) -> list[Rung]:
     """Every rung but the engine; the runners stay open as long as ``stack``."""
-    from sepvit_deploy.model.rewrite import rewrite
+    from sepvit_deploy.model.deploy import deployed
     from sepvit_deploy.model.taps import taps
     from sepvit_deploy.runners.torch import TorchRunner
 
     spec = chain[0].spec
     assert spec is not None
-    of = (spec.output_names, spec.size)
+    of = (spec.output_names, None if spec.any_size else spec.size)
     rungs = [
         Rung(
             "torch",
@@ -161,7 +162,7 @@ def _rungs(
         ),
         Rung(
             "rewritten",
-            TorchRunner(rewrite(model, spec.size), *of, name="in torch", taps=tuple(taps(spec, deployed=True))),
+            TorchRunner(deployed(model, spec), *of, name="in torch", taps=tuple(taps(spec, deployed=True))),
             tolerances.rewritten,
         ),
     ]
@@ -174,21 +175,37 @@ def _rungs(
     return rungs
 
 
-def _images(file: OpenedOnnx, source: Path | None, samples: int | None) -> tuple[list[str], Iterator[Array], str]:
+def _images(
+    file: OpenedOnnx, source: Path | None, samples: int | None, profiles: Sequence[Profile]
+) -> tuple[list[str], Iterator[Array], str]:
     """Names, batches and a description of the images; random ones where there is no ``source``."""
     _, spec, preprocessing = file.require_passport()
     if source is None:
         if samples is not None:
             raise OptionError(f"--samples {samples} without --images", expected="pictures to take them from")
-        return [], parity.random_batches(spec.size, PARITY_BATCHES), RANDOM
+        batches = _random_sizes(profiles) if spec.any_size and profiles else random_images(spec, None)
+        return [], batches, RANDOM
     if samples is not None and samples < 1:
         raise OptionError(f"--samples {samples}", expected="1 or more")
     found = image_set(source).files if source.suffix == ".toml" else tuple(image_files(source))
     wanted = min(samples or SAMPLES, len(found))
     files = [found[i * len(found) // wanted] for i in range(wanted)]  # of every folder, where there are folders
-    starts = range(0, len(files), IMAGES_AT_ONCE)
-    batches = (load_batch(files[start : start + IMAGES_AT_ONCE], preprocessing) for start in starts)
+    step = 1 if preprocessing.keep_ratio else IMAGES_AT_ONCE  # images of several sizes are no batch
+    starts = range(0, len(files), step)
+    batches = (load_batch(files[start : start + step], preprocessing) for start in starts)
     return [str(path) for path in files], batches, f"{len(files)} pictures of {source.name}"
+
+
+def _random_sizes(profiles: Sequence[Profile]) -> Iterator[Array]:
+    """Random images for an engine of any size: of `ANY_SIZES`, as near to them as each of its profiles lets it be."""
+    for size in dict.fromkeys(_nearest(size, profile) for profile in profiles for size in ANY_SIZES):
+        yield from parity.random_batches(size, (2,))
+
+
+def _nearest(size: Size, profile: Profile) -> Size:
+    """The size nearest to another one that a profile covers."""
+    least, _, most = profile.sizes or (size, size, size)
+    return min(max(size[0], least[0]), most[0]), min(max(size[1], least[1]), most[1])
 
 
 def _noise(file: OpenedOnnx, engine: Opened, builds: int, batches: list[Array], how: Running) -> NoiseFloor:
@@ -203,7 +220,7 @@ def _noise(file: OpenedOnnx, engine: Opened, builds: int, batches: list[Array], 
         with _engine(file, file.graph, request, how) as runner:
             batched = InBatches(runner)
             runs = [batched.run(batch) for batch in batches]
-        found.append({name: np.concatenate([run[name] for run in runs]) for name in runs[0]})
+        found.append({name: np.concatenate([run[name].ravel() for run in runs]) for name in runs[0]})
     return ladder.noise_floor(found)
 
 

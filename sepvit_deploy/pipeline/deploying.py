@@ -102,13 +102,17 @@ def deploy(
         weights=checkpoint,
         ema=spec.weights.ema,
         task=spec.model.task,
+        head=spec.model.head,
+        output_kind=spec.model.output,
         size=spec.model.size,
+        any_size=spec.model.any_size,
         num_classes=spec.model.num_classes,
         batch=spec.export.batch or None,
         opset=spec.export.opset,
         simplify=spec.export.simplify,
         preprocessing=spec.preprocessing,
         report=report,
+        warn=warn,
     )
     steps = [Step("export", True, f"{fp32.name}, {done.audit.nodes} nodes, equal to the reference")]
     path = fp32

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from sepvit_deploy.building import EngineFacts
 from sepvit_deploy.classes import read_labels, require_labels
-from sepvit_deploy.contract import RAY_PROBE, classify_name, name_of, require_name
+from sepvit_deploy.contract import RAY_PROBE, name_of, require_name
 from sepvit_deploy.errors import OptionError
 from sepvit_deploy.images import MAX_UPLOAD_PIXELS
 from sepvit_deploy.manifests import ray
@@ -60,7 +60,7 @@ class Manifests:
     Attributes:
         target: ``kserve`` or ``ray``.
         name: of the model; ``resource`` is what the cluster calls it.
-        address: where a picture is classified; "" for a file of another task.
+        address: where a picture is classified, or gets its mask; "" for a file of another task.
         probe: what a load balancer asks whether a node serves; "" where the cluster's own probes do.
     """
 
@@ -123,11 +123,13 @@ def write_kserve(
         OutputError: the folder cannot be written, or holds something else.
     """
     if labels is not None and found.spec.task != "classify":
-        raise OptionError(f"--labels with {found.path}, which gives no classes", expected="a classifier")
+        gives = "masks of class numbers" if found.spec.task == "segment" else "no classes"
+        raise OptionError(f"--labels with {found.path}, which gives {gives}", expected="a classifier")
     require_labels(read_labels(labels) if labels else None, found.spec.num_classes)
     cluster = Cluster(
         model=found.name,
         classifies=found.spec.task == "classify",
+        segments=found.spec.task == "segment",
         sha256=found.sha256,
         gpu=found.gpu,
         tag=_tag(found, release),
@@ -152,7 +154,7 @@ def write_kserve(
         f"docker push {cluster.own_image}" if cluster.has_registry else f"# bring {cluster.own_image} to every node",
         f"kubectl apply -k {place}",
     )
-    served = f"/v2/models/{classify_name(found.name)}/infer" if cluster.classifies else ""
+    served = f"/v2/models/{cluster.pictures}/infer" if cluster.pictures else ""
     return Manifests("kserve", found.name, cluster.name, output, tuple(sorted(files)), commands, served)
 
 
@@ -229,7 +231,9 @@ def write_ray(
         OutputError: the folder cannot be written, or holds something else.
     """
     if found.spec.task != "classify":
-        raise OptionError(f"{found.path} is for the task {found.spec.task}", expected="a classification file")
+        serves = "sepvit-deploy serve, and Triton (--for kserve), give masks" if found.spec.task == "segment" else None
+        task = found.spec.task
+        raise OptionError(f"{found.path} is for the task {task}", expected="a classification file", hint=serves)
     require_labels(read_labels(labels) if labels else None, found.spec.num_classes)
     cpus = asked.get("cpus", 1)
     defaults = {"max_batch": found.max_batch, "batch_wait_ms": BATCH_WAIT_MS}

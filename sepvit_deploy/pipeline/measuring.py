@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING
 
 from sepvit_deploy.accuracy import Share
 from sepvit_deploy.calibrate import calibrate as scales_from_images
-from sepvit_deploy.errors import OptionError, PassportError
+from sepvit_deploy.errors import InputError, OptionError, PassportError
 from sepvit_deploy.evaluate import Evaluation, Resume
 from sepvit_deploy.evaluate import evaluate as evaluate_runner
+from sepvit_deploy.evaluate_masks import MaskEvaluation, evaluate_masks
 from sepvit_deploy.image_sets import image_set, labelled
+from sepvit_deploy.mask_sets import IGNORE, Labelling, mask_set
+from sepvit_deploy.masks import names_and_colours
 from sepvit_deploy.pipeline.lowering import image_batches, table_for
 from sepvit_deploy.pipeline.models import open_model
-from sepvit_deploy.pipeline.opened import Progress, Report, Running, Warn, open_onnx
+from sepvit_deploy.pipeline.opened import Opened, Progress, Report, Running, Warn, open_onnx
 from sepvit_deploy.placement import sites
 from sepvit_deploy.precision import int8_from_fp32
 from sepvit_deploy.sensitivity import Sensitivity, Target
@@ -31,6 +34,9 @@ def evaluate(
     source: Path,
     *,
     labels: Path | None = None,
+    masks: Path | None = None,
+    reduce_zero_label: bool = False,
+    ignore: int | None = None,
     against: str | Path | None = None,
     samples: int | None = None,
     batch: int = 8,
@@ -40,42 +46,93 @@ def evaluate(
     resume: Path | None = None,
     progress: Progress = lambda share: None,
     warn: Warn = lambda text: None,
-) -> Evaluation:
-    """Accuracy of a classifier in any form on images, and its agreement with another.
+) -> Evaluation | MaskEvaluation:
+    """Accuracy of a classifier or a segmentation model in any form on images, and its agreement with another.
 
     Args:
         model: an ONNX file, a plan, or ``torch:VARIANT[:WEIGHTS]``; so is ``against``.
-        source: a folder, ImageNet's layout included, or a manifest.
-        labels: a file of labels; None for class folders.
+        source: a folder, ImageNet's or ADE20K's layout included, or a manifest.
+        labels: of classification, a file of labels; None for class folders.
+        masks: of segmentation, the folder of masks; None for ADE20K's layout.
+        reduce_zero_label: of segmentation: 0 in masks counts for nothing, and 1 to N are the classes 0 to N - 1.
+        ignore: of segmentation, the value in masks that counts for nothing; None for 255.
         resume: where the progress is kept, so that a killed run goes on there.
 
     Raises:
-        InputError: a file, the images or the labels are unusable.
+        InputError: a file, the images, the labels or the masks are unusable.
     """
     file = open_model(model, trust=how.trust, warn=warn)
-    _, _, preprocessing = file.require_passport()
+    passport, spec, preprocessing = file.require_passport()
+    segments = spec.task == "segment"
+    given = {"--masks": masks is not None, "--reduce-zero-label": reduce_zero_label, "--ignore": ignore is not None}
+    if segments and labels is not None:
+        raise OptionError(f"--labels with {model}, a segmentation file", expected="--masks DIR")
+    if not segments and any(given.values()):
+        options = ", ".join(option for option, is_given in given.items() if is_given)
+        raise OptionError(
+            f"{options} with {model}, a file of the task {spec.task}",
+            expected="a segmentation file",
+            hint="the labels of pictures are named with --labels FILE",
+        )
     other = open_model(against, trust=how.trust, warn=warn) if against is not None else None
-    if other is not None and other.preprocessing not in (None, preprocessing):
-        raise PassportError(f"{against} prepares pictures in another way than {model}", expected="one preprocessing")
+    if other is not None:
+        _require_comparable(file, str(model), other, str(against))
     names = (file.path.name, other.path.name if other else "")
     if names[0] == names[1]:
         names = (str(model), str(against))
     with contextlib.ExitStack() as stack:
-        found = evaluate_runner(
-            stack.enter_context(file.running(how, name=names[0])),
-            labelled(source, labels, samples=samples),
-            preprocessing,
-            against=stack.enter_context(other.running(how, name=names[1])) if other else None,
-            batch=batch,
-            workers=workers,
-            max_unreadable=max_unreadable,
-            resume=Resume(resume, file.sha256, other.sha256 if other else None) if resume else None,
-            class_folders=labels is None,
-            meaningful=not file.untrained,
-            progress=progress,
-            warn=warn,
-        )
+        if segments:
+            labelling = Labelling(spec.num_classes, IGNORE if ignore is None else ignore, reduce_zero_label)
+            pairs = mask_set(source, masks, samples=samples)
+            found: Evaluation | MaskEvaluation = evaluate_masks(
+                stack.enter_context(file.running(how, name=names[0])),
+                pairs,
+                preprocessing,
+                labelling,
+                against=stack.enter_context(other.running(how, name=names[1])) if other else None,
+                names=names_and_colours(passport.facts, spec.num_classes)[0],
+                batch=batch,
+                workers=workers,
+                max_unreadable=max_unreadable,
+                resume=resume,
+                belongs={"model": file.sha256, "file to compare with": other.sha256 if other else "none"},
+                meaningful=not file.untrained,
+                progress=progress,
+                warn=warn,
+            )
+        else:
+            found = evaluate_runner(
+                stack.enter_context(file.running(how, name=names[0])),
+                labelled(source, labels, samples=samples),
+                preprocessing,
+                against=stack.enter_context(other.running(how, name=names[1])) if other else None,
+                batch=batch,
+                workers=workers,
+                max_unreadable=max_unreadable,
+                resume=Resume(resume, file.sha256, other.sha256 if other else None) if resume else None,
+                class_folders=labels is None,
+                meaningful=not file.untrained,
+                progress=progress,
+                warn=warn,
+            )
     return replace(found, model_sha256=file.sha256)
+
+
+def _require_comparable(file: Opened, model: str, other: Opened, against: str) -> None:
+    """Refuse two files that do not answer the same question about the same input.
+
+    Raises:
+        InputError: of another task than segmentation's, or of other classes.
+        PassportError: they prepare pictures differently.
+    """
+    if file.spec and other.spec and "segment" in (file.spec.task, other.spec.task):
+        if other.spec.task != file.spec.task:
+            raise InputError(f"{against} is of the task {other.spec.task}", expected=f"{file.spec.task}, as {model} is")
+        if other.spec.num_classes != file.spec.num_classes:
+            has = f"{against} has {other.spec.num_classes} classes"
+            raise InputError(has, expected=f"{file.spec.num_classes}, as {model} has")
+    if other.preprocessing not in (None, file.preprocessing):
+        raise PassportError(f"{against} prepares pictures in another way than {model}", expected="one preprocessing")
 
 
 def sensitivity(

@@ -20,7 +20,7 @@ from sepvit_deploy.spec import ModelSpec, Preprocessing
 from sepvit_deploy.variants import CLASSIFY_SIZE
 
 if TYPE_CHECKING:
-    from sepvit_deploy.model.sepvit import SepViT, SepViTBackbone
+    from sepvit_deploy.model.build import Reference
     from sepvit_deploy.runners.base import Runner
 
 TORCH, TORCH_COMPILE = "torch:", "torch-compile:"
@@ -79,7 +79,7 @@ class OpenedPlan(Opened):
 class OpenedTorch(Opened):
     """A model as the paper writes it, in torch, run eagerly or ``compiled`` by torch.compile."""
 
-    model: SepViT | SepViTBackbone = field(repr=False)
+    model: Reference = field(repr=False)
     compiled: bool = False
 
     @property
@@ -144,8 +144,8 @@ def open_plan(path: Path, *, trust: bool = False, warn: Warn = lambda text: None
 def _open_torch(source: str) -> OpenedTorch:
     """``torch:VARIANT[:WEIGHTS]``: random weights of seed 0 where no file is named."""
     require("torch", extra="torch")
+    from sepvit_deploy.model.build import build_model
     from sepvit_deploy.model.checkpoint import load_checkpoint
-    from sepvit_deploy.model.sepvit import build_model
 
     prefix = TORCH_COMPILE if source.startswith(TORCH_COMPILE) else TORCH
     variant, colon, file = source.removeprefix(prefix).partition(":")

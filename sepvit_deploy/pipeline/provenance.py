@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from sepvit_deploy import plans
-from sepvit_deploy.building import BuildRequest, EngineFacts
+from sepvit_deploy.building import BuildRequest, EngineFacts, default_profiles
 from sepvit_deploy.deployment import DeploymentSpec
 from sepvit_deploy.errors import GraphError, PassportError
-from sepvit_deploy.pipeline.building import PROFILE
 from sepvit_deploy.pipeline.models import open_plan
 from sepvit_deploy.pipeline.opened import Opened, OpenedOnnx, Running, open_onnx
 
@@ -89,7 +88,8 @@ def _said(facts: Mapping[str, Any], table: str, key: str) -> Any:
 def _asked(spec: DeploymentSpec, facts: EngineFacts) -> BuildRequest:
     """What a spec asks of the builder that built an engine."""
     asked = spec.engine.request(facts.builder)
-    return replace(asked, profiles=asked.profiles or (() if facts.batch is not None else (PROFILE,)))
+    default = default_profiles(spec.export.batch or None, spec.model.size if spec.model.any_size else None)
+    return replace(asked, profiles=asked.profiles or default)
 
 
 def chain(file: Opened) -> list[OpenedOnnx]:

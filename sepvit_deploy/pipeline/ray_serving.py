@@ -43,6 +43,8 @@ def loaded(serving: Serving) -> Iterator[Loaded]:
             expected=f"{serving.sha256[:12]}..., as the configuration says",
         )
     _, spec, preprocessing = opened.require_passport()
+    if spec.task != "classify":
+        raise OptionError(f"{serving.model} is for the task {spec.task}", expected="a classification file")
     labels = read_labels(serving.labels) if serving.labels else None
     require_labels(labels, spec.num_classes)
     with opened.running(Running(provider=serving.provider, threads=serving.threads), name=serving.name) as runner:

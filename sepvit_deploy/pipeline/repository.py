@@ -13,9 +13,12 @@ from sepvit_deploy.classes import MAX_LABEL_BYTES, read_labels, require_labels
 from sepvit_deploy.contract import name_of, require_name
 from sepvit_deploy.errors import GraphError, InputError, OptionError, PassportError, PlanError
 from sepvit_deploy.graph import static_shapes
+from sepvit_deploy.heads import MASK_CLASSES
+from sepvit_deploy.masks import Colour, names_and_colours, palette
 from sepvit_deploy.pipeline.models import TORCH, TORCH_COMPILE, OpenedPlan, open_model
 from sepvit_deploy.pipeline.opened import Opened, OpenedOnnx, Warn, open_onnx
 from sepvit_deploy.runners.onnxruntime import has_signed_activations
+from sepvit_deploy.spec import ModelSpec
 from sepvit_deploy.triton import Served, Serving, Written
 from sepvit_deploy.triton.config import LABELS
 from sepvit_deploy.triton.repository import read_file
@@ -55,7 +58,7 @@ def write_repository(
             raise OptionError(
                 f"--cuda-graphs with {each.path}", expected="a plan: ONNX Runtime captures none in Triton"
             )
-        if serving.ensemble and not each.classifies:
+        if serving.ensemble and not (each.classifies or each.segments):
             warn(f"{each.path} gives feature maps and no classes: there is nothing to rank, and so no ensemble")
     kept = tuple(now.name for was, now in zip(given, served, strict=True) if now.labels != was.labels)
     return replace(triton.write(repository, served, serving, warn), kept_labels=kept)
@@ -79,7 +82,8 @@ def _served(source: str, name: str | None, labels: tuple[str, ...] | None, warn:
     opened = open_model(source)
     passport, spec, preprocessing = opened.require_passport()
     if labels is not None and spec.task != "classify":
-        raise OptionError(f"--labels with {source}, which gives no classes", expected="a classifier")
+        gives = "masks of class numbers" if spec.task == "segment" else "no classes"
+        raise OptionError(f"--labels with {source}, which gives {gives}", expected="a classifier")
     require_labels(list(labels) if labels is not None else None, spec.num_classes)
     if opened.untrained:
         warn(f"{source} has random weights: it serves, and its answers mean nothing")
@@ -99,8 +103,9 @@ def _served(source: str, name: str | None, labels: tuple[str, ...] | None, warn:
         known = {key: list(shape) for key, shape in static_shapes(opened.graph).items()}
         shapes = {key: [-1 if dim is None else dim for dim in known.get(key, [])] for key in opened.output_names}
         batch = known.get(spec.input_name, [None])[0]
-    unknown = [key for key in spec.output_names if key not in shapes or any(dim < 1 for dim in shapes[key][1:])]
-    if unknown:
+    free = 2 if spec.any_size else 0  # height and width of its outputs, too
+    told = {key: shape[1 : len(shape) - free] for key, shape in shapes.items() if len(shape) > free}
+    if unknown := [key for key in spec.output_names if key not in told or any(dim < 1 for dim in told[key])]:
         raise GraphError(f"{source} does not say the shape of {', '.join(unknown)}", hint="export it again")
     return Served(
         name=name or name_of(Path(source)),
@@ -110,12 +115,21 @@ def _served(source: str, name: str | None, labels: tuple[str, ...] | None, warn:
         onnx=graph.path if graph else None,
         spec=spec,
         preprocessing=preprocessing,
-        outputs={key: tuple(shapes[key][1:]) for key in spec.output_names},
+        outputs={key: (*told[key], *[-1] * free) for key in spec.output_names},
         batch=batch,
         profiles=profiles,
         signed_int8=graph is not None and has_signed_activations(graph.graph),
         labels=labels,
+        colours=_colours(passport, spec),
     )
+
+
+def _colours(passport: artifact.Passport, spec: ModelSpec) -> tuple[Colour, ...]:
+    """Of a segmentation model: its own, or else those that every model has; of the classes that a palette holds."""
+    if spec.task != "segment":
+        return ()
+    _, colours = names_and_colours(passport.facts, spec.num_classes)
+    return tuple(colours or palette(spec.num_classes))[:MASK_CLASSES]
 
 
 def _behind(opened: Opened, warn: Warn) -> OpenedOnnx | None:

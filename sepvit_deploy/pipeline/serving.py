@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from sepvit_deploy.masks import names_and_colours
 from sepvit_deploy.pipeline.models import PLANS, open_model
 from sepvit_deploy.pipeline.opened import Running, Warn
 from sepvit_deploy.server import Lane, Model, Settings
@@ -35,9 +36,12 @@ def serve(
     @contextlib.contextmanager
     def opened() -> Iterator[Model]:
         found = open_model(source, trust=how.trust, warn=warn)
-        _, spec, preprocessing = found.require_passport()
+        passport, spec, preprocessing = found.require_passport()
+        names = colours = None
+        if spec.task == "segment":
+            names, colours = names_and_colours(passport.facts, spec.num_classes)
         with found.running(how) as runner:
-            yield Model(runner, spec, preprocessing, found.sha256, _platform(path), found.untrained)
+            yield Model(runner, spec, preprocessing, found.sha256, _platform(path), found.untrained, names, colours)
 
     watched = path if path.is_file() else None
     serve_model(opened, settings, labels=labels, watched=watched, log=log, started=started)

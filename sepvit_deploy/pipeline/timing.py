@@ -15,9 +15,10 @@ from statistics import median
 from typing import TYPE_CHECKING, Literal, cast
 
 from sepvit_deploy import artifact, builders, limit
+from sepvit_deploy.at_size import at_size
 from sepvit_deploy.bench import Load, Subject
 from sepvit_deploy.bench import bench as measure
-from sepvit_deploy.building import BUILDER_NAMES, BuildRequest
+from sepvit_deploy.building import BUILDER_NAMES, BuildRequest, Size, size_text
 from sepvit_deploy.conditions import Watcher, machine
 from sepvit_deploy.engine import engine_from_onnx
 from sepvit_deploy.errors import GraphError, InputError, OptionError, PlanError, SepvitError
@@ -31,7 +32,7 @@ from sepvit_deploy.pipeline.opened import Opened, OpenedOnnx, Progress, Report, 
 from sepvit_deploy.pipeline.provenance import chain
 from sepvit_deploy.records import record
 from sepvit_deploy.runners.base import Resident, Runner
-from sepvit_deploy.runners.batches import Profiled
+from sepvit_deploy.runners.batches import Profiled, batch_ranges
 from sepvit_deploy.spec import Preprocessing
 from sepvit_deploy.variants import count_macs, variant_named
 from sepvit_deploy.work import NAMES, work_of
@@ -69,6 +70,7 @@ def bench(
     seconds: float = 3.0,
     least: int = 100,
     images: Path | None = None,
+    image_size: Size | None = None,
     accuracy: Sequence[Path] = (),
     limits: bool = True,
     command: str = "",
@@ -83,6 +85,8 @@ def bench(
         batches: None for `ON_GPU` or `ON_CPU`, as far as an engine takes them.
         cuda_graph: replay plans from a CUDA graph, or time each with one and without.
         images: a folder of pictures to run, instead of random numbers; needed for ``end-to-end``.
+        image_size: height and width to time files of any size at; by default the size in their passports. Pictures are
+            resized straight to it, so that they fit in one batch.
         accuracy: what ``evaluate --json`` printed of these files, to be kept with their latencies.
         limits: measure the device's rates and its pace as well.
         command: that the results say they were made by.
@@ -101,16 +105,18 @@ def bench(
     notes: list[str] = []
     with _given_back(notes) as stack:
         runners = [stack.enter_context(entry.opened.running(entry.how, name=entry.name)) for entry in entries]
+        sizes = [_size(runner, entry.opened, image_size) for entry, runner in zip(entries, runners, strict=True)]
         loader = functools.cache(lambda preprocessing: _loader(preprocessing, pictures))
         subjects = [
             Subject(
                 runner,
-                _batches(runner, batches, on_gpu=on_gpu),
-                loader(entry.opened.require_passport()[2]) if pictures else None,
+                _batches(runner, batches, size, on_gpu=on_gpu),
+                loader(_to_size(entry.opened.require_passport()[2], size)) if pictures else None,
+                size,
             )
-            for entry, runner in zip(entries, runners, strict=True)
+            for entry, runner, size in zip(entries, runners, sizes, strict=True)
         ]
-        engines = [_engine(entry, known, notes) for entry in entries]
+        engines = [_engine(entry, size, known, notes) for entry, size in zip(entries, sizes, strict=True)]
         gauges: dict[str, Callable[[], float]] = {}
         if limits:
             report("loading what the device is measured with")
@@ -190,27 +196,57 @@ def _entries(sources: Sequence[str | Path], how: Running, cuda_graph: CudaGraph,
     return found
 
 
-def _batches(runner: Runner, asked: Sequence[int] | None, *, on_gpu: bool) -> tuple[int, ...]:
+def _size(runner: Runner, opened: Opened, asked: Size | None) -> Size:
+    """Height and width of the images to time a runner with.
+
+    Raises:
+        OptionError: it has one size and another was asked for, or takes any and nothing says which.
+    """
+    _, _, height, width = runner.input_shape
+    if height is None or width is None:
+        size = asked or (opened.spec.size if opened.spec else None)
+        if size is None:
+            raise OptionError(f"{runner.name} takes images of any size", expected="the size to time: --image-size HxW")
+        return size
+    if asked is not None and asked != (height, width):
+        raise OptionError(
+            f"--image-size {size_text(asked)} with {runner.name}",
+            expected=f"{height}x{width}, its only size",
+            hint="for another one, export it with --image-size dynamic",
+        )
+    return height, width
+
+
+def _batches(runner: Runner, asked: Sequence[int] | None, size: Size, *, on_gpu: bool) -> tuple[int, ...]:
     """The batches to time a runner at.
 
     Raises:
-        OptionError: one was asked for that it does not take.
+        OptionError: one was asked for that it does not take, or it takes none of the size.
     """
-    fixed = runner.input_shape[0]
-    ranges = [(fixed, fixed)] if fixed is not None else []
-    if isinstance(runner, Profiled):
-        ranges = [(profile.minimum, profile.maximum) for profile in runner.profiles]
+    ranges = batch_ranges(runner, size)
+    if isinstance(runner, Profiled) and not ranges:
+        raise OptionError(
+            f"--image-size {size_text(size)} with {runner.name}",
+            expected=" or ".join(profile.takes for profile in runner.profiles),
+            hint=f"build it with --profile 1@{size_text(size)}",
+        )
     wanted = asked if asked is not None else ON_GPU if on_gpu else ON_CPU
     found = tuple(n for n in sorted(set(wanted)) if not ranges or any(low <= n <= high for low, high in ranges))
     if asked is not None and len(found) < len(set(asked)):
         first = min(set(asked) - set(found))
         takes = " or ".join(str(low) if low == high else f"{low} to {high}" for low, high in ranges)
+        at = f"@{size_text(size)}" if None in runner.input_shape[2:] else ""
         raise OptionError(
             f"--batch {first}",
-            expected=f"{takes}, which {runner.name} takes",
-            hint=f"build it with --profile 1,{first},{first}" if isinstance(runner, Profiled) else None,
+            expected=f"{takes}, which {runner.name} takes{at.replace('@', ' at ')}",
+            hint=f"build it with --profile 1,{first},{first}{at}" if isinstance(runner, Profiled) else None,
         )
     return found or tuple(sorted({low for low, _ in ranges}))
+
+
+def _to_size(preprocessing: Preprocessing, size: Size) -> Preprocessing:
+    """The same straight to one size, for a file of any."""
+    return replace(preprocessing, size=size, keep_ratio=False) if preprocessing.keep_ratio else preprocessing
 
 
 def _loader(preprocessing: Preprocessing, pictures: Sequence[Path]) -> Load:
@@ -223,11 +259,11 @@ def _loader(preprocessing: Preprocessing, pictures: Sequence[Path]) -> Load:
     return load
 
 
-def _engine(entry: _Entry, known: dict[str, Accuracy], notes: list[str]) -> Engine:
+def _engine(entry: _Entry, size: Size, known: dict[str, Accuracy], notes: list[str]) -> Engine:
     """What is known of an engine, before it is timed."""
     opened, how = entry.opened, entry.how
     kind, runtime, version = _runtime(opened, how)
-    products, work = _content(opened, notes)
+    products, work = _content(opened, size, notes)
     inspection = None
     if isinstance(opened, OpenedPlan) and opened.plan.facts and opened.plan.facts.inspection:
         with contextlib.suppress(PlanError):
@@ -250,6 +286,7 @@ def _engine(entry: _Entry, known: dict[str, Accuracy], notes: list[str]) -> Engi
         blocks_ms={name: total.ms for name, total in blocks.items() if total.ms is not None},
         precision_shares={name: total.share for name, total in inspection.precisions.items()} if inspection else {},
         accuracy=known.get(opened.sha256),
+        image_size=size,
     )
 
 
@@ -264,8 +301,8 @@ def _runtime(opened: Opened, how: Running) -> tuple[Kind, str, str | None]:
     return "onnx", f"ONNX Runtime, {place}", None
 
 
-def _content(opened: Opened, notes: list[str]) -> tuple[dict[str, int], Work | None]:
-    """The products of a file by type, and its work; of a plan, those of the file that it was built from."""
+def _content(opened: Opened, size: Size, notes: list[str]) -> tuple[dict[str, int], Work | None]:
+    """The products of a file by type, and its work on images of a size; of a plan, those of the file behind it."""
     if isinstance(opened, OpenedTorch):
         spec = opened.spec
         assert spec is not None
@@ -284,7 +321,7 @@ def _content(opened: Opened, notes: list[str]) -> tuple[dict[str, int], Work | N
             return _summed((NAMES.get(name, name), n) for found in counts for name, n in found.items()), None
     products = _summed((NAMES.get(product.type, product.type), 1) for product in products_of_graph(file.graph))
     try:
-        work = work_of(file.graph)
+        work = work_of(at_size(file.graph, size))
         why = "it has shapes or operators that are not counted"
     except GraphError as error:  # whether it runs is for its runtime to say
         work, why = None, str(error)
@@ -399,6 +436,8 @@ def _notes(points: Sequence[Point], engines: Sequence[Engine]) -> Iterator[str]:
             "ONNX Runtime is timed by the host's clock, launch and wait included, plans and torch between CUDA's "
             "events: at small batches a part of their ratio is that"
         )
+    if len({engine.image_size for engine in engines}) > 1:
+        yield "engines got images of different sizes, which is in their ratios"
     for point in points:
         if not point.settled:
             yield f"{point.engine} at batch {point.batch} never settled while it was warmed up"

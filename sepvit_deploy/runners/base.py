@@ -58,7 +58,7 @@ def require_fit(name: str, expected: tuple[int | None, ...], images: Array) -> N
     fits = len(images.shape) == len(expected) and all(
         want is None or want == have for want, have in zip(expected, images.shape, strict=True)
     )
-    if not fits or str(images.dtype) != "float32" or images.shape[0] == 0:
+    if not fits or str(images.dtype) != "float32" or 0 in images.shape:
         shape = " x ".join("any" if dim is None else str(dim) for dim in expected)
         found = " x ".join(map(str, images.shape))
         raise InputError(f"{name} was given {images.dtype} {found}", expected=f"float32 {shape}, one image or more")

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from sepvit_deploy.building import Profile
+    from sepvit_deploy.building import Profile, Size
     from sepvit_deploy.runners.base import Array, Runner
 
 
 @runtime_checkable
 class Profiled(Protocol):
-    """A runner that takes the batches of its profiles, as an engine does."""
+    """A runner that takes the batches, and the sizes, of its profiles, as an engine does."""
 
     profiles: tuple[Profile, ...]
 
@@ -26,21 +26,19 @@ class InBatches:
         self.name = runner.name
         self.input_shape: tuple[int | None, ...] = (None, *runner.input_shape[1:])
         self._runner = runner
-        fixed = runner.input_shape[0]
-        self._ranges = [(fixed, fixed)] if fixed is not None else []
-        if isinstance(runner, Profiled):
-            self._ranges = [(profile.minimum, profile.maximum) for profile in runner.profiles]
 
     def run(self, images: Array) -> dict[str, Array]:
         """See `Runner.run`."""
         import numpy as np
 
-        if self._next(len(images)) == len(images):
+        height, width = images.shape[-2:]
+        ranges = batch_ranges(self._runner, (height, width))
+        if _next(ranges, len(images)) == len(images):
             return self._runner.run(images)
         parts = []
         start = 0
         while start < len(images):
-            batch = self._next(len(images) - start)
+            batch = _next(ranges, len(images) - start)
             part = images[start : start + batch]
             fill = np.repeat(part[-1:], batch - len(part), axis=0)
             outputs = self._runner.run(np.concatenate([part, fill]))
@@ -48,9 +46,21 @@ class InBatches:
             start += batch
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def _next(self, left: int) -> int:
-        """The batch to run where ``left`` images are left: all of them, or as many as go, or the fewest that go."""
-        if not self._ranges or any(low <= left <= high for low, high in self._ranges):
-            return left
-        below = [high for _, high in self._ranges if high < left]
-        return max(below) if below else min(low for low, _ in self._ranges)
+
+def batch_ranges(runner: Runner, size: Size) -> list[tuple[int, int]]:
+    """The least and the most images of a size that a runner takes at once, of each of its profiles that takes them.
+
+    [] where any number goes; or where no profile takes the size, which the runner itself refuses best.
+    """
+    if isinstance(runner, Profiled):
+        return [(p.minimum, p.maximum) for p in runner.profiles if p.covers_size(size)]
+    fixed = runner.input_shape[0]
+    return [(fixed, fixed)] if fixed is not None else []
+
+
+def _next(ranges: list[tuple[int, int]], left: int) -> int:
+    """The batch to run where ``left`` images are left: all of them, or as many as go, or the fewest that go."""
+    if not ranges or any(low <= left <= high for low, high in ranges):
+        return left
+    below = [high for _, high in ranges if high < left]
+    return max(below) if below else min(low for low, _ in ranges)

@@ -1,7 +1,7 @@
 """Run a plan in TensorRT or TensorRT-RTX, which share one interface: tensors by name, one enqueue on a stream.
 
-Buffers are allocated once for each optimisation profile, for its largest batch; nothing is shared between runners.
-Shapes: B batch.
+Buffers are allocated once for each optimisation profile, for its largest batch and size; nothing is shared between
+runners. Shapes: B batch, H x W images.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Timing:
 
 @dataclass
 class _Buffer:
-    """Device memory and its pinned twin, for a tensor of the largest batch."""
+    """Device memory and its pinned twin, for a tensor of the largest images that a slot may get."""
 
     device: int
     host: int
@@ -52,10 +52,10 @@ class _Buffer:
 
 @dataclass
 class _Slot:
-    """A context with its buffers: of a profile, or of a profile and a batch where a CUDA graph holds on to it."""
+    """A context with its buffers: of a profile, or of a profile and a shape where a CUDA graph holds on to it."""
 
     context: Any
-    batch: int
+    shape: tuple[int, ...]
     input: _Buffer
     outputs: dict[str, _Buffer]
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -71,17 +71,17 @@ class TensorRtRunner:
         plan: the engine; it is code, and deserialising runs it: see `plans.read_plan`.
         name: what reports call it.
         cuda: the device, which the runner takes over and closes; by default cuda-bindings on the first one.
-        cuda_graph: replay the launches of each batch from a CUDA graph.
+        cuda_graph: replay the launches of each batch, and size, from a CUDA graph, which keeps memory of its own.
         version_compatible: the plan was built to load in other versions, and may run host code of its own.
 
     Attributes:
-        input_shape: (B, 3, H, W), B None where the engine takes several batches.
-        profiles: the batches that it takes, in the order of the build.
+        input_shape: (B, 3, H, W), B None where the engine takes several batches, H and W where it is of any size.
+        profiles: the batches and sizes that it takes, in the order of the build.
 
     Raises:
         DeviceError: there is no GPU, or it fails.
         MissingDependency: the builder's runtime is not installed.
-        PlanError: the plan does not load, or is not of one float32 image input and float32 outputs.
+        PlanError: the plan does not load, or is not of one float32 image input and outputs of float32 or uint8.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class TensorRtRunner:
         self.name = name
         self._graphs = cuda_graph
         self._cuda = cuda or open_cuda()  # first: without a driver the runtime ends the process
-        self._slots: dict[tuple[int, int], _Slot] = {}
+        self._slots: dict[tuple[int, tuple[int, ...] | None], _Slot] = {}
         self._open = True
         self._stack = contextlib.ExitStack()
         """What gives everything back, the last one first."""
@@ -113,7 +113,7 @@ class TensorRtRunner:
             takes = {batch for p in self.profiles for batch in (p.minimum, p.maximum)}
             self.input_shape: tuple[int | None, ...] = (
                 takes.pop() if len(takes) == 1 else None,
-                *self._loaded.shape[1:],
+                *(None if dim == -1 else dim for dim in self._loaded.shape[1:]),
             )
             self._stream = self._made(self._cuda.create_stream(), self._cuda.destroy_stream)
             self._start = self._made(self._cuda.create_event(), self._cuda.destroy_event)
@@ -137,19 +137,17 @@ class TensorRtRunner:
             InputError: the images are not of the shape and type that the engine takes, or the runner is closed.
             DeviceError: the GPU or the engine fails.
         """
-        import numpy as np
-
         started = time.perf_counter()
         slot = self._staged(images)
         with self._cuda.current():
             enqueue_ms = self._enqueue(slot)
-            sizes = {name: prod(slot.shapes[name]) * FLOAT_BYTES for name in self._loaded.outputs}
+            sizes = {name: self._bytes(name, shape) for name, shape in slot.shapes.items()}
             for name, buffer in slot.outputs.items():
                 self._cuda.copy_to_host(buffer.host, buffer.device, sizes[name], self._stream)
             self._cuda.synchronize(self._stream)
             compute_ms = self._cuda.elapsed_ms(self._start, self._end)
         outputs = {
-            name: view(buffer.host, sizes[name]).view(np.float32).reshape(slot.shapes[name]).copy()
+            name: view(buffer.host, sizes[name]).view(self._loaded.outputs[name]).reshape(slot.shapes[name]).copy()
             for name, buffer in slot.outputs.items()
         }
         return outputs, Timing(compute_ms, enqueue_ms, (time.perf_counter() - started) * 1000)
@@ -160,7 +158,7 @@ class TensorRtRunner:
         Raises:
             InputError, DeviceError: as `run_timed`.
         """
-        batch, size = len(inputs[0]), inputs[0].nbytes
+        shape, size = inputs[0].shape, inputs[0].nbytes
         kept = []
         for images in inputs:
             slot = self._staged(images)
@@ -173,7 +171,7 @@ class TensorRtRunner:
             if not self._open:
                 raise InputError(f"{self.name} is closed", expected="a runner inside its context")
             with self._cuda.current():
-                slot = self._slot(self._loaded.profile_for(batch), batch)
+                slot = self._slot(shape)
                 if self._graphs:  # a graph reads where it was captured
                     self._cuda.copy_on_device(slot.input.device, kept[k % len(kept)], size, self._stream)
                 else:
@@ -194,7 +192,7 @@ class TensorRtRunner:
         slot = self._staged(images)
         with self._cuda.current():
             # a context of its own: profiling slows a run
-            context = self._loaded.context(self._loaded.profile_for(len(images)), len(images), self._stream)
+            context = self._loaded.context(self._loaded.profile_for(images.shape), images.shape, self._stream)
             self._loaded.set_addresses(context, self._addresses(slot))
             self._loaded.profile_layers(context, lambda layer, ms: times.setdefault(layer, []).append(ms))
             for _ in range(repeats + 1):
@@ -212,28 +210,34 @@ class TensorRtRunner:
         if not self._open:
             raise InputError(f"{self.name} is closed", expected="a runner inside its context")
         require_fit(self.name, self.input_shape, images)
-        batch = len(images)
         with self._cuda.current():
-            slot = self._slot(self._loaded.profile_for(batch), batch)
+            slot = self._slot(images.shape)
             self._read(slot, slot.input.device)
             view(slot.input.host, images.nbytes)[:] = np.ascontiguousarray(images).view(np.uint8).reshape(-1)
             self._cuda.copy_to_device(slot.input.device, slot.input.host, images.nbytes, self._stream)
         return slot
 
-    def _slot(self, profile: int, batch: int) -> _Slot:
-        """The context and buffers for a batch, at its input shape."""
+    def _slot(self, shape: tuple[int, ...]) -> _Slot:
+        """The context and buffers for images of a shape (B, 3, H, W), at that shape."""
+        profile = self._loaded.profile_for(shape)
         # A graph is undone by any change of the context it was captured from: each has its own.
-        key = (profile, batch if self._graphs else 0)
+        key = (profile, shape if self._graphs else None)
         slot = self._slots.get(key)
         if slot is None:
-            slot = self._slots[key] = self._new_slot(profile, batch if self._graphs else self.profiles[profile].maximum)
-        if slot.batch != batch:
-            self._loaded.set_batch(slot.context, batch)
-            slot.batch = batch
+            _, _, largest = self.profiles[profile].shapes(self._loaded.shape)
+            slot = self._slots[key] = self._new_slot(profile, shape if self._graphs else largest)
+        if slot.shape != shape:
+            self._loaded.set_shape(slot.context, shape)
+            slot.shape = shape
             slot.shapes = self._loaded.output_shapes(slot.context)
         return slot
 
-    def _new_slot(self, profile: int, largest: int) -> _Slot:
+    def _bytes(self, output: str, shape: tuple[int, ...]) -> int:
+        import numpy as np
+
+        return prod(shape) * np.dtype(self._loaded.outputs[output]).itemsize
+
+    def _new_slot(self, profile: int, largest: tuple[int, ...]) -> _Slot:
         with contextlib.ExitStack() as stack:
 
             def buffer(size: int) -> _Buffer:
@@ -247,9 +251,9 @@ class TensorRtRunner:
             shapes = self._loaded.output_shapes(context)
             slot = _Slot(
                 context=context,
-                batch=largest,
-                input=buffer(prod((largest, *self._loaded.shape[1:])) * FLOAT_BYTES),
-                outputs={name: buffer(prod(shape) * FLOAT_BYTES) for name, shape in shapes.items()},
+                shape=largest,
+                input=buffer(prod(largest) * FLOAT_BYTES),
+                outputs={name: buffer(self._bytes(name, shape)) for name, shape in shapes.items()},
                 shapes=shapes,
             )
             self._loaded.set_addresses(context, self._addresses(slot))

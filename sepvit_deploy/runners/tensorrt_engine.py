@@ -1,19 +1,22 @@
 """A deserialised engine of TensorRT or TensorRT-RTX: what it takes and gives, and contexts to run it in.
 
 It holds no memory of ours: `tensorrt` has the buffers. The device must be current for whatever is done here.
-Shapes: B batch.
+Shapes: B batch, H x W images.
 """
 
 from __future__ import annotations
 
 import collections
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sepvit_deploy import builders
 from sepvit_deploy.building import BUILDER_NAMES, Builder, Profile
 from sepvit_deploy.errors import DeviceError, InputError, PlanError
+
+_TYPES = {"FLOAT": "float32", "UINT8": "uint8"}
+"""Numpy's names of TensorRT's types, of those that an output may have."""
 
 
 class LoadedEngine:
@@ -25,13 +28,13 @@ class LoadedEngine:
         version_compatible: the plan was built to load in other versions, and may run host code of its own.
 
     Attributes:
-        input: name of the images; outputs: names of what it gives.
-        shape: of the images, -1 for a free batch.
-        profiles: the batches that it takes, in the order of the build.
+        input: name of the images; outputs: what it gives by name, with numpy's name of its type: float32 or uint8.
+        shape: of the images, -1 for a free batch, and twice for a free size.
+        profiles: the batches and sizes that it takes, in the order of the build.
 
     Raises:
         MissingDependency: the builder's runtime is not installed.
-        PlanError: the plan does not load, or is not of one float32 image input and float32 outputs.
+        PlanError: the plan does not load, or is not of one float32 image input and outputs of float32 or uint8.
     """
 
     def __init__(self, plan: bytes, *, name: str, builder: Builder, version_compatible: bool) -> None:
@@ -60,50 +63,69 @@ class LoadedEngine:
     def _said(self) -> str:
         return self._log.errors[-1] if self._log.errors else "it does not say why"
 
-    def _tensors(self) -> tuple[str, tuple[str, ...], tuple[int, ...]]:
-        """Name of the input, names of the outputs, shape of the input with -1 for a free dimension."""
+    def _tensors(self) -> tuple[str, dict[str, str], tuple[int, ...]]:
+        """Name of the input, types of the outputs by name, shape of the input with -1 for a free dimension."""
         trt, engine = self._trt, self._engine
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+        types = {name: str(engine.get_tensor_dtype(name).name) for name in names}
         inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
-        outputs = tuple(name for name in names if name not in inputs)
-        other = [name for name in names if engine.get_tensor_dtype(name) != trt.DataType.FLOAT]
+        outputs = {name: _TYPES.get(types[name], "") for name in names if name not in inputs}
         shape = tuple(engine.get_tensor_shape(inputs[0])) if len(inputs) == 1 else ()
-        if len(shape) != 4 or -1 in shape[1:] or other or not outputs:
-            said = ", ".join(
-                f"{name} {engine.get_tensor_dtype(name).name} {list(engine.get_tensor_shape(name))}" for name in names
-            )
+        is_images = len(shape) == 4 and types[inputs[0]] == "FLOAT" and (-1 not in shape[1:] or _any_size(shape))
+        if not is_images or not outputs or not all(outputs.values()):
+            said = ", ".join(f"{name} {types[name]} {list(engine.get_tensor_shape(name))}" for name in names)
             raise PlanError(
                 f"{self._name} has the tensors {said or 'none'}",
-                expected="one float32 image input (B, 3, H, W) of a fixed size, and float32 outputs",
+                expected="one float32 image input (B, 3, H, W), of a fixed size or of any, and outputs of float32 or "
+                "uint8",
             )
         return inputs[0], outputs, shape
 
     def _profiles(self) -> tuple[Profile, ...]:
-        if self.shape[0] != -1:
+        if -1 not in self.shape:
             return (Profile(self.shape[0], self.shape[0], self.shape[0]),)
         found = (
             self._engine.get_tensor_profile_shape(self.input, index)
             for index in range(self._engine.num_optimization_profiles)
         )
-        return tuple(Profile(*(dims[0] for dims in shapes)) for shapes in found)
+        return tuple(map(self._profile, found))
 
-    def profile_for(self, batch: int) -> int:
-        """The profile whose tuned batch is nearest among those that take ``batch``."""
+    def _profile(self, shapes: Sequence[Sequence[int]]) -> Profile:
+        """The profile of a least, a tuned and a largest input shape."""
+        least, tuned, most = shapes
+        sizes = [(shape[2], shape[3]) for shape in shapes]
+        return Profile(least[0], tuned[0], most[0], (sizes[0], sizes[1], sizes[2]) if _any_size(self.shape) else None)
+
+    def profile_for(self, shape: tuple[int, ...]) -> int:
+        """The profile that is tuned for the nearest batch and size among those that take images (B, 3, H, W).
+
+        Raises:
+            InputError: none takes them.
+        """
+        batch, _, *size = shape
+        height, width = size
         fitting = [
-            (max(batch / p.optimum, p.optimum / batch), p.optimum, index)
+            (p.distance(batch, (height, width)), p.optimum, index)
             for index, p in enumerate(self.profiles)
-            if p.minimum <= batch <= p.maximum
+            if p.minimum <= batch <= p.maximum and p.covers_size((height, width))
         ]
-        if not fitting:
-            takes = " or ".join(f"{p.minimum} to {p.maximum}" for p in self.profiles)
+        if fitting:
+            return min(fitting)[2]
+        takes = " or ".join(p.takes for p in self.profiles)
+        if not _any_size(self.shape):
             raise InputError(
                 f"{self._name} was given a batch of {batch}",
                 expected=takes,
                 hint=f"build it with --profile 1,{batch},{batch}, or give another batch",
             )
-        return min(fitting)[2]
+        asked = [*map(str, self.profiles), f"{batch}@{height}x{width}"]
+        raise InputError(
+            f"{self._name} was given a batch of {batch} at {height}x{width}",
+            expected=takes,
+            hint=f"type: sepvit-deploy build FILE.onnx {' '.join(f'--profile {each}' for each in asked)}",
+        )
 
-    def context(self, profile: int, batch: int, stream: int) -> Any:
+    def context(self, profile: int, shape: tuple[int, ...], stream: int) -> Any:
         """A new context at an input shape; DeviceError where there is no memory for it."""
         context = self._engine.create_execution_context()
         if context is None:
@@ -113,13 +135,14 @@ class LoadedEngine:
             )
         if not context.set_optimization_profile_async(profile, stream):
             raise DeviceError(f"{self._name} does not take its profile {profile}: {self._said}")
-        self.set_batch(context, batch)
+        self.set_shape(context, shape)
         return context
 
-    def set_batch(self, context: Any, batch: int) -> None:
+    def set_shape(self, context: Any, shape: tuple[int, ...]) -> None:
         """Give a context another input shape."""
-        if not context.set_input_shape(self.input, (batch, *self.shape[1:])):
-            raise DeviceError(f"{self._name} does not take a batch of {batch}: {self._said}")
+        if not context.set_input_shape(self.input, shape):
+            found = " x ".join(map(str, shape))
+            raise DeviceError(f"{self._name} does not take images of {found}: {self._said}")
 
     def output_shapes(self, context: Any) -> dict[str, tuple[int, ...]]:
         """Shape of each output at the context's input shape."""
@@ -160,6 +183,11 @@ class LoadedEngine:
         """Let the engine go, and then its runtime; contexts must be gone before."""
         self._engine = None
         self._runtime = None
+
+
+def _any_size(shape: tuple[int, ...]) -> bool:
+    """True where height and width are free."""
+    return shape[1] != -1 and shape[2:] == (-1, -1)
 
 
 @functools.cache

@@ -24,14 +24,16 @@ if TYPE_CHECKING:
 _FAILURES = (RuntimeError, torch._dynamo.exc.FailOnRecompileLimitHit)
 """Out of memory, a CUDA error, what torch.compile does not take, or more batches than it may compile for."""
 MOST_BATCHES = 64
-"""Batches that one model is compiled for: beyond its limit torch.compile would run eagerly, and not say so."""
+"""Batches, and sizes, that one model is compiled for: beyond its limit torch.compile would run eagerly, unsaid."""
 
 
 class TorchRunner:
     """A model in torch; with ``taps`` its named intermediates, as maps (B, H, W, C), come before its outputs.
 
     Args:
-        compiled: by torch.compile, anew for each batch; a graph that it breaks, or no compiler for it, is an error.
+        size: height and width of the images; None for any.
+        compiled: by torch.compile, anew for each batch and size; a graph that it breaks, or no compiler for it, is an
+            error.
 
     Raises:
         MissingDependency: ``device`` is ``cuda``, and this torch sees none.
@@ -41,7 +43,7 @@ class TorchRunner:
         self,
         model: torch.nn.Module,
         output_names: tuple[str, ...],
-        size: tuple[int, int],
+        size: tuple[int, int] | None,
         *,
         name: str = "torch",
         taps: tuple[Tap, ...] = (),
@@ -57,7 +59,7 @@ class TorchRunner:
             torch.backends.cudnn.allow_tf32 = False
             torch.backends.cuda.matmul.allow_tf32 = False
         self.name = name
-        self.input_shape: tuple[int | None, ...] = (None, 3, *size)
+        self.input_shape: tuple[int | None, ...] = (None, 3, *(size or (None, None)))
         model = model.to(device)
         self._model: Callable[[torch.Tensor], Outputs] = model
         self._hooked = model

@@ -8,14 +8,14 @@ from importlib import resources
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from sepvit_deploy.contract import classify_name
+from sepvit_deploy.contract import classify_name, segment_name
 from sepvit_deploy.optional import require
 from sepvit_deploy.server import catalogue
 from sepvit_deploy.server.metrics import statistics
 from sepvit_deploy.server.protocol import dumps
 from sepvit_deploy.server.refusal import ClientGone, Refusal, unavailable
 from sepvit_deploy.server.service import Service
-from sepvit_deploy.uploads import CLASSIFY
+from sepvit_deploy.uploads import CLASSIFY, SEGMENT
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -109,21 +109,29 @@ def application(service: Service, *, connections: set[Any], loopback: bool) -> A
         request.scope["sepvit.model"] = classify_name(service.settings.name)
         return answer(await service.classify(request))
 
+    async def segment(request: Request) -> Response:
+        request.scope["sepvit.model"] = segment_name(service.settings.name)
+        body, kind = await service.segment(request)
+        return Response(body, headers={"content-type": kind, "vary": "accept"})
+
     async def about(request: Request) -> Response:
         model = service.lane.model
+        spec = model.spec
+        more = {"head": spec.head, "output": spec.output, "any_size": spec.any_size} if spec.task == "segment" else {}
         return answer(
             {
                 "name": service.settings.name,
                 "version": str(service.lane.version),
                 "sha256": model.sha256,
-                "variant": model.spec.variant,
-                "task": model.spec.task,
-                "classes": model.spec.num_classes if model.spec.task == "classify" else None,
-                "size": list(model.spec.size),
+                "variant": spec.variant,
+                "task": spec.task,
+                "classes": None if spec.task == "dense" else spec.num_classes,
+                "size": list(spec.size),
                 "untrained": model.untrained,
                 "max_batch": service.lane.max_batch,
                 "max_body_mb": service.settings.max_body_mb,
                 "max_megapixels": service.settings.max_megapixels,
+                **more,
             }
         )
 
@@ -161,7 +169,8 @@ def application(service: Service, *, connections: set[Any], loopback: bool) -> A
     for base in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
         routes += [Route(base, metadata), Route(f"{base}/ready", ready), Route(f"{base}/config", configuration)]
         routes += [Route(f"{base}/stats", stats), Route(f"{base}/infer", infer, methods=["POST"])]
-    routes += [Route(CLASSIFY, classify, methods=["POST"]), Route("/v1/model", about), Route("/metrics", metrics)]
+    routes += [Route(CLASSIFY, classify, methods=["POST"]), Route(SEGMENT, segment, methods=["POST"])]
+    routes += [Route("/v1/model", about), Route("/metrics", metrics)]
     inner = Starlette(
         routes=routes,
         exception_handlers={HTTPException: nowhere, Refusal: refused, ClientGone: gone, Exception: broken},

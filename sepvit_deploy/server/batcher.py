@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sepvit_deploy.errors import SepvitError
+from sepvit_deploy.errors import InputError, SepvitError
 from sepvit_deploy.server.lane import Lane
 from sepvit_deploy.server.refusal import ClientGone, Refusal, malformed, unavailable
 
@@ -176,6 +176,11 @@ class Batcher:
                 _end(work, unavailable("there is no memory for this now"))
             return
         except SepvitError as error:
+            size = works[0].images.shape[2:]
+            if lane.model.spec.any_size and isinstance(error, InputError) and size != lane.model.spec.size:
+                for work in works:  # which is of a client's choice, and no fault of the model's
+                    _end(work, malformed(f"the model does not take images of {size[0]}x{size[1]} pixels"))
+                return
             lane.failures += 1
             self._failed(error)
             for work in works:
@@ -216,7 +221,8 @@ class Batcher:
         works: list[_Work] = []
         count = 0
         for work in self._queue:
-            if work.result.done():
+            # Images of another size, which some models take, go with others of theirs.
+            if work.result.done() or (works and work.images.shape[1:] != works[0].images.shape[1:]):
                 continue
             if works and count + len(work.images) > self.lane.max_batch:
                 return works, True

@@ -1,6 +1,6 @@
 """A model in a thread of its own: opened, run and closed there, because a CUDA context belongs to a thread.
 
-B batch, H x W the input's height and width.
+B batch, H x W the input's height and width, C classes.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sepvit_deploy.errors import InputError
+from sepvit_deploy.masks import MOST_CLASSES
 from sepvit_deploy.runners.batches import InBatches, Profiled
 
 if TYPE_CHECKING:
+    from sepvit_deploy.masks import Colour
     from sepvit_deploy.runners.base import Array, Runner
     from sepvit_deploy.spec import ModelSpec, Preprocessing
 
@@ -34,6 +36,7 @@ class Model:
         sha256: of the file.
         platform: what it is, in Triton's words: ``onnxruntime_onnx``, ``tensorrt_plan``.
         untrained: random weights, whose answers mean nothing.
+        classes: their names, and palette: a colour for each, as the file says it itself; None where it does not.
     """
 
     runner: Runner
@@ -42,6 +45,8 @@ class Model:
     sha256: str
     platform: str
     untrained: bool = False
+    classes: list[str] | None = None
+    palette: list[Colour] | None = None
 
 
 Source = Callable[[], AbstractContextManager[Model]]
@@ -64,11 +69,15 @@ class Lane:
         version: counts the models of one server, from 1.
         image_s: seconds that an image takes, as of the last batches.
         failures: runs that failed since one did not.
-        outputs: their shapes by name, without the batch.
+        outputs: their shapes by name, without the batch; None for a height and a width that go with the input's.
+        types: of the outputs, in the protocol's words.
+        output_bytes: that the outputs of an image take, of the largest size.
     """
 
     model: Model
-    outputs: dict[str, tuple[int, ...]]
+    outputs: dict[str, tuple[int | None, ...]]
+    types: dict[str, str]
+    output_bytes: int
 
     def __init__(self, source: Source, version: int) -> None:
         self.version = version
@@ -116,7 +125,13 @@ class Lane:
         for batch in sorted({1, self.max_batch}):
             for _ in range(2):  # the first run of a shape allocates
                 computed = self._compute([np.zeros((batch, *size), np.float32)])
-        self.outputs = {name: values.shape[1:] for name, values in computed.outputs.items()}
+        if self.model.spec.task == "segment":
+            _require_segments(self.model, computed.outputs)
+        free = 2 if self.model.spec.any_size else 0
+        shapes = {name: values.shape[1:] for name, values in computed.outputs.items()}
+        self.outputs = {name: (*shape[: len(shape) - free], *[None] * free) for name, shape in shapes.items()}
+        self.types = {name: _TYPES.get(str(values.dtype), "FP32") for name, values in computed.outputs.items()}
+        self.output_bytes = sum(values.nbytes for values in computed.outputs.values()) // self.max_batch
         if any(not np.isfinite(values).all() for values in computed.outputs.values()):
             raise InputError(f"{self.model.runner.name} gives numbers that are not finite", hint="check the file first")
         self.image_s = (computed.ended - computed.started) / self.max_batch
@@ -131,6 +146,30 @@ class Lane:
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+
+_TYPES = {"uint8": "UINT8"}
+
+
+def _require_segments(model: Model, outputs: dict[str, Array]) -> None:
+    """Refuse a model that does not give what its passport says.
+
+    Raises:
+        InputError: another output, one of another shape or type, or more classes than a mask has numbers.
+    """
+    spec = model.spec
+    if spec.num_classes > MOST_CLASSES:
+        raise InputError(f"{model.runner.name} has {spec.num_classes} classes", expected=f"at most {MOST_CLASSES}")
+    height, width = spec.size
+    wanted: dict[str, Any] = {"logits": ("float32", (spec.num_classes, -(-height // 4), -(-width // 4)))}
+    wanted["mask"] = ("uint8", (height, width))
+    found = {name: (str(values.dtype), values.shape[1:]) for name, values in outputs.items()}
+    if found != (right := {spec.output: wanted[spec.output]}):
+        told, expected = (
+            ", ".join(f"{name} of {kind} {'x'.join(map(str, shape))}" for name, (kind, shape) in each.items())
+            for each in (found, right)
+        )
+        raise InputError(f"{model.runner.name} gives {told}", expected=f"{expected} for its size", hint="export again")
 
 
 def largest_batch(runner: Runner) -> int | None:

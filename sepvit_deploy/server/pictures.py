@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sepvit_deploy.classes import ranked
@@ -27,6 +28,14 @@ T = TypeVar("T")
 MULTIPART = "multipart/form-data"
 MAX_PARTS = 8
 """Files and fields of a form; more are refused while they are read."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Pictures as a model takes them: ``images`` (B, 3, H, W), and height and width of each picture itself."""
+
+    images: Array
+    sizes: tuple[tuple[int, int], ...]
 
 
 class Workers:
@@ -74,7 +83,7 @@ def load_decoders() -> None:
     Image.init()
 
 
-def pixels(content: bytes, preprocessing: Preprocessing, *, max_pixels: int, name: str = "the picture") -> Array:
+def prepared(content: bytes, preprocessing: Preprocessing, *, max_pixels: int, name: str = "the picture") -> Prepared:
     """A picture as one input (1, 3, H, W).
 
     Raises:
@@ -82,21 +91,27 @@ def pixels(content: bytes, preprocessing: Preprocessing, *, max_pixels: int, nam
     """
     try:
         image = decode_image(content, name=name, max_pixels=max_pixels)
-        return preprocess(image, preprocessing, name=name, max_pixels=max_pixels)[None]
+        images = preprocess(image, preprocessing, name=name, max_pixels=max_pixels)[None]
+        return Prepared(images, ((image.height, image.width),))
     except ImageError as error:
         raise Refusal(refusal_status(error), str(error)) from None
 
 
-def batch(contents: Sequence[bytes], preprocessing: Preprocessing, *, max_pixels: int) -> Array:
+def batch(contents: Sequence[bytes], preprocessing: Preprocessing, *, max_pixels: int) -> Prepared:
     """Pictures as one input (B, 3, H, W).
 
     Raises:
-        Refusal: as `pixels`, naming the first picture that is unusable.
+        Refusal: as `prepared`, naming the first picture that is unusable; or they become images of several sizes.
     """
     import numpy as np
 
     named = [(content, f"picture {k} of {len(contents)}") for k, content in enumerate(contents, 1)]
-    return np.concatenate([pixels(content, preprocessing, max_pixels=max_pixels, name=name) for content, name in named])
+    found = [prepared(content, preprocessing, max_pixels=max_pixels, name=name) for content, name in named]
+    for each, (_, name) in zip(found, named, strict=True):
+        if (size := each.images.shape[2:]) != (first := found[0].images.shape[2:]):
+            told = f"{name} becomes {size[0]}x{size[1]} pixels, and the first one {first[0]}x{first[1]}"
+            raise malformed(f"{told}: such pictures do not share a request; send them one by one")
+    return Prepared(np.concatenate([each.images for each in found]), tuple(each.sizes[0] for each in found))
 
 
 def rank(logits: Array, top: int) -> tuple[Any, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from math import prod
 from typing import Any
 
 from sepvit_deploy.server.refusal import Refusal, malformed
@@ -22,6 +21,8 @@ JSON_VALUE = 26
 """Bytes of a number in JSON: 17 digits with sign, point and exponent, and what separates it from the next."""
 JSON_COST = 4
 """Bytes of memory that a byte of JSON takes while it is parsed, beside itself: its text, and 32 of a number."""
+MOST_JSON_VALUES = 1 << 22
+"""Of an output in an answer's JSON, where each takes some 50 bytes: logits for every fourth pixel are soon too many."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +75,21 @@ def parse(body: bytes, header_length: int | None, signature: Signature) -> Reque
     if not isinstance(binary, bool):
         raise malformed(f"binary_data_output is {shown(binary)}, expected true or false")
     shape, values = _input(document, rest, signature)
-    return Request(_id(document), shape, values, _outputs(document, signature, binary), _timeout(parameters))
+    outputs = _outputs(document, signature, binary)
+    encoded = [tensor.name for tensor in signature.outputs if tensor.encoded]
+    if lost := [wanted.name for wanted in outputs if wanted.name in encoded and not wanted.binary]:
+        raise malformed(f"{lost[0]} holds encoded pictures, which JSON cannot; ask for it with binary_data")
+    return Request(_id(document), shape, values, outputs, _timeout(parameters))
 
 
 def answer(
     model: str, version: str, request: Request, tensors: dict[str, Values], signature: Signature
 ) -> tuple[bytes, int | None]:
-    """The body of an answer, and the length of its JSON where binary data follows."""
+    """The body of an answer, and the length of its JSON where binary data follows.
+
+    Raises:
+        Refusal: 400, an output that is too large for JSON is asked for in it.
+    """
     entries: list[dict[str, Any]] = []
     blocks: list[bytes] = []
     declared = {tensor.name: tensor for tensor in signature.outputs}
@@ -94,6 +103,8 @@ def answer(
             entry["parameters"] = {"binary_data_size": len(blocks[-1])}
         elif isinstance(values, list):
             entry["data"] = [value.decode("utf-8", "replace") for value in values]
+        elif values.size > MOST_JSON_VALUES:
+            raise malformed(f"{tensor.name} has {values.size} values, too many for JSON; ask for it with binary_data")
         else:
             entry["data"] = values.ravel().tolist()
         entries.append(entry)
@@ -115,7 +126,7 @@ def json_limit(signature: Signature) -> int:
 
 
 def _most_values(signature: Signature) -> int:
-    return signature.max_batch * prod(dim for dim in signature.input.shape if dim is not None)
+    return signature.max_batch * signature.input.most_values
 
 
 def _require_modest(text: bytes, signature: Signature) -> None:
@@ -182,7 +193,8 @@ def _input(document: dict[str, Any], rest: memoryview, signature: Signature) -> 
 
 def _shape(found: object, signature: Signature) -> tuple[int, ...]:
     wanted = signature.input
-    expected = "[" + ",".join("B" if dim is None else str(dim) for dim in wanted.shape) + "]"
+    names = ("B", "", "height", "width")
+    expected = "[" + ",".join(names[k] if dim is None else str(dim) for k, dim in enumerate(wanted.shape)) + "]"
     if (
         not isinstance(found, list)
         or len(found) != len(wanted.shape)
@@ -191,9 +203,17 @@ def _shape(found: object, signature: Signature) -> tuple[int, ...]:
         or found[0] < 1
     ):
         raise malformed(f"{wanted.name} has shape {shown(found)}, expected {expected}")
+    if wanted.within and not _fits(found[-2:], wanted.within):
+        limit = "x".join(map(str, wanted.within))
+        raise malformed(f"{wanted.name} has shape {shown(found)}, expected height and width within {limit}, or turned")
     if found[0] > signature.max_batch:
         raise malformed(f"a batch of {shown(found[0])}, and {signature.model} takes at most {signature.max_batch}")
     return tuple(found)
+
+
+def _fits(size: list[int], within: tuple[int, int]) -> bool:
+    pairs = zip(sorted(size), sorted(within), strict=True)
+    return all(1 <= side <= most for side, most in pairs)
 
 
 def _outputs(document: dict[str, Any], signature: Signature, binary: bool) -> tuple[Wanted, ...]:
@@ -212,7 +232,9 @@ def _outputs(document: dict[str, Any], signature: Signature, binary: bool) -> tu
             raise malformed(f"the output {name} is asked for twice")
         parameters = _parameters(entry, name)
         if "classification" in parameters:
-            raise malformed(f"classification of {name} is not offered; ask {signature.model}_classify for classes")
+            # Of a classifier's logits, for which another model is there.
+            hint = f"; ask {signature.model}_classify for classes" if len(signature.outputs[0].shape) == 2 else ""
+            raise malformed(f"classification of {name} is not offered{hint}")
         as_binary = parameters.get("binary_data", binary)
         if not isinstance(as_binary, bool):
             raise malformed(f"binary_data is {shown(as_binary)}, expected true or false")

@@ -3,6 +3,7 @@
 400  not the protocol, another shape or type, no picture, numbers that are not finite
 403  a page of another site, or a name that is not this machine's while only this machine is served
 404  405  no such model, version or path; another method
+406  an answer of a type that is not given
 408  a body that does not come
 413  a body, or a picture, beyond its limit
 415  an encoding or a type that is not taken

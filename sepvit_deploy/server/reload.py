@@ -104,12 +104,17 @@ def require_alike(before: Lane, after: Lane) -> None:
     old, new = before.model, after.model
     for what, was, now in (
         ("task", old.spec.task, new.spec.task),
+        ("head", old.spec.head, new.spec.head),
+        ("output", old.spec.output, new.spec.output),
+        ("any_size", old.spec.any_size, new.spec.any_size),
         ("size", old.spec.size, new.spec.size),
         ("outputs", before.outputs, after.outputs),
         ("preprocessing", old.preprocessing, new.preprocessing),
+        ("classes", old.classes, new.classes),
     ):
         if was != now:
-            raise InputError(f"the new file has {what} {now}", expected=f"{was}, as clients know it", hint=_OTHER)
+            found = f"the new file has {what} {now!s:.300}"
+            raise InputError(found, expected=f"{was!s:.300}, as clients know it", hint=_OTHER)
     if after.max_batch < before.max_batch:
         found = f"the new file takes batches of at most {after.max_batch}"
         raise InputError(found, expected=f"{before.max_batch}, as clients know it", hint=_OTHER)

@@ -82,7 +82,7 @@ async def _serve(
     load_decoders()
     workers = Workers(max(2, min(4, os.cpu_count() or 1)))
     try:
-        if labels is not None and lane.model.spec.task != "classify":
+        if labels is not None and lane.model.spec.task == "dense":
             raise InputError("--labels for a model that gives feature maps", expected="a classifier")
         require_labels(labels, lane.model.spec.num_classes)
         service = Service(settings, labels, lane, workers, log)

@@ -16,18 +16,32 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Values: TypeAlias = "NDArray[Any] | list[bytes]"
-"""FP32 and INT64 as arrays; BYTES as a flat list."""
-ITEM_BYTES = {"FP32": 4, "INT64": 8}
+"""FP32, INT64 and UINT8 as arrays; BYTES as a flat list."""
+NUMBERS = {"FP32": "<f4", "INT64": "<i8", "UINT8": "|u1"}
+"""How numbers lie in a binary block, as numpy says it."""
 _SHOWN = 60
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """An input or an output that a model declares; of ``shape``, None is the batch."""
+    """An input or an output that a model declares.
+
+    Attributes:
+        shape: None for the batch, and for a height and a width that are free.
+        within: of an input whose height and width are free, in what they must fit, upright or lying.
+        encoded: BYTES that are no text, and so nothing for JSON.
+    """
 
     name: str
     datatype: str
     shape: tuple[int | None, ...]
+    within: tuple[int, int] | None = None
+    encoded: bool = False
+
+    @property
+    def most_values(self) -> int:
+        """Of one image, at the most."""
+        return prod(dim for dim in self.shape if dim is not None) * prod(self.within or ())
 
 
 def from_json(data: object, shape: tuple[int, ...], wanted: Tensor) -> Values:
@@ -76,10 +90,11 @@ def from_binary(block: memoryview, shape: tuple[int, ...], wanted: Tensor) -> Va
 
     if wanted.datatype == "BYTES":
         return _strings(block, prod(shape), wanted.name)
-    expected = prod(shape) * ITEM_BYTES[wanted.datatype]
+    kind = np.dtype(NUMBERS[wanted.datatype])
+    expected = prod(shape) * kind.itemsize
     if block.nbytes != expected:
         raise malformed(f"{wanted.name} has {block.nbytes} bytes, and its shape {list(shape)} {expected}")
-    return _finite(np.frombuffer(block, "<f4").reshape(shape), wanted)
+    return _finite(np.frombuffer(block, kind).reshape(shape), wanted)
 
 
 def _finite(values: NDArray[np.float32], wanted: Tensor) -> NDArray[np.float32]:
@@ -113,7 +128,7 @@ def as_block(values: Values, datatype: str) -> bytes:
     """The inverse of `from_binary`."""
     if isinstance(values, list):
         return b"".join(struct.pack("<I", len(value)) + value for value in values)
-    return values.astype("<f4" if datatype == "FP32" else "<i8").tobytes()
+    return values.astype(NUMBERS[datatype], copy=False).tobytes()
 
 
 def shown(found: object) -> str:

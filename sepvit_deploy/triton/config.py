@@ -7,12 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sepvit_deploy.contract import CLASS, IMAGE, LABEL, PIXELS, SCORE, classify_name, preprocess_name, rank_name
+from sepvit_deploy.contract import (
+    CLASS,
+    IMAGE,
+    INPUT_SIZE,
+    LABEL,
+    MASK,
+    PICTURE_SIZE,
+    PIXELS,
+    SCORE,
+    classify_name,
+    mask_name,
+    preprocess_name,
+    rank_name,
+    segment_name,
+)
 from sepvit_deploy.errors import OptionError
 from sepvit_deploy.triton.messages import Message, schema
 from sepvit_deploy.triton.served import FILES, Served, Serving, limit
 
 PLATFORMS = {"plan": "tensorrt_plan", "onnx": "onnxruntime_onnx"}
+SIZES = (INPUT_SIZE, PICTURE_SIZE)
+_GIVEN = "given"
+"""What a segmentation model gives, in its ensemble."""
 LABELS = "labels.txt"
 WARMUP_PICTURE, WARMUP_IMAGES = "picture", "images"
 """Files in a model's folder warmup."""
@@ -29,11 +46,13 @@ NO_OPTIMISATION = 2
 
 
 def of_model(served: Served, serving: Serving) -> Message:
-    """The model itself: images to logits, or to feature maps, on a GPU.
+    """The model itself: images to logits, to masks, or to feature maps, on a GPU.
 
     Raises:
-        OptionError: CUDA graphs are asked for, and several profiles share the batches.
+        OptionError: CUDA graphs are asked for, and several profiles share the batches, or images differ in size.
     """
+    if serving.cuda_graphs and served.spec.any_size:
+        raise OptionError(f"--cuda-graphs with {served.path}, which takes any size", expected="a plan of one size")
     config = _model(served, serving)
     config.platform = PLATFORMS[served.kind]
     config.default_model_filename = FILES[served.kind]
@@ -79,13 +98,12 @@ def of_model_on_cpu(served: Served, serving: Serving) -> Message:
 def _model(served: Served, serving: Serving) -> Message:
     """What does not depend on where it runs."""
     types = schema()
-    height, width = served.spec.size
     config = types.ModelConfig(name=served.name, max_batch_size=limit(served, serving.max_batch))
     lead = _lead(served)
     image = config.input.add(name=served.spec.input_name, data_type=types.TYPE_FP32)
-    image.dims.extend([*lead, 3, height, width])
+    image.dims.extend([*lead, 3, *served.sides])
     for name, dims in served.outputs.items():
-        output = config.output.add(name=name, data_type=types.TYPE_FP32, dims=[*lead, *dims])
+        output = config.output.add(name=name, data_type=_type(name), dims=[*lead, *dims])
         if served.classifies:
             output.label_filename = LABELS
     config.version_policy.latest.num_versions = KEPT_VERSIONS
@@ -93,21 +111,22 @@ def _model(served: Served, serving: Serving) -> Message:
     for batch in sorted({1, config.max_batch_size or 1}):
         often = "once" if batch == 1 else f"{batch} times"
         warmup = config.model_warmup.add(name=f"a photograph, {often}", batch_size=batch)
-        _file(warmup, image, WARMUP_IMAGES)
+        _file(warmup, image, WARMUP_IMAGES, [*lead, 3, *served.spec.size])
     return config
 
 
 def of_preprocess(served: Served, serving: Serving) -> Message:
     """Pictures to images, in Python on a CPU."""
     types = schema()
-    height, width = served.spec.size
     config = _python_model(preprocess_name(served.name), served, serving, PREPROCESSORS)
     lead = _lead(served)
     image = config.input.add(name=IMAGE, data_type=types.TYPE_STRING, dims=[*lead, 1], optional=True)
     # Pictures of several sizes in one batch: the Python backend gets each request by itself.
     pixels = config.input.add(name=PIXELS, data_type=types.TYPE_UINT8, dims=[*lead, -1, -1, 3], optional=True)
     pixels.allow_ragged_batch = not lead
-    config.output.add(name=served.spec.input_name, data_type=types.TYPE_FP32, dims=[*lead, 3, height, width])
+    config.output.add(name=served.spec.input_name, data_type=types.TYPE_FP32, dims=[*lead, 3, *served.sides])
+    for name in SIZES if served.segments else ():
+        config.output.add(name=name, data_type=types.TYPE_INT64, dims=[*lead, 2])
     _file(config.model_warmup.add(name="a photograph", batch_size=1), image, WARMUP_PICTURE)
     return config
 
@@ -119,6 +138,36 @@ def of_rank(served: Served, serving: Serving) -> Message:
     for name, dims in logits.items():
         config.input.add(name=name, data_type=schema().TYPE_FP32, dims=dims)
     config.output.extend(_ranked(served))
+    return config
+
+
+def of_mask(served: Served, serving: Serving) -> Message:
+    """What a segmentation model gives to a PNG for each picture, in Python on a CPU."""
+    types = schema()
+    config = _python_model(mask_name(served.name), served, serving, PREPROCESSORS)
+    lead = _lead(served)
+    for name, dims in served.outputs.items():
+        # Of several sizes in one batch: the Python backend gets each request by itself.
+        given = config.input.add(name=name, data_type=_type(name), dims=[*lead, *dims])
+        given.allow_ragged_batch = served.spec.any_size and not lead
+    for name in SIZES:
+        config.input.add(name=name, data_type=types.TYPE_INT64, dims=[*lead, 2])
+    config.output.add(name=MASK, data_type=types.TYPE_STRING, dims=[*lead, 1])
+    return config
+
+
+def of_segment(served: Served, serving: Serving) -> Message:
+    """An ensemble as `of_ensemble`: bytes in, a mask of the picture's own size out, whichever size that is."""
+    types = schema()
+    name = segment_name(served.name)
+    config = types.ModelConfig(name=name, platform="ensemble", max_batch_size=limit(served, serving.max_batch))
+    config.input.add(name=IMAGE, data_type=types.TYPE_STRING, dims=[*_lead(served), 1])
+    config.output.add(name=MASK, data_type=types.TYPE_STRING, dims=[*_lead(served), 1])
+    config.version_policy.latest.num_versions = 1
+    images, (given,), sizes = served.spec.input_name, served.outputs, {each: each for each in SIZES}
+    _step(config, preprocess_name(served.name), {IMAGE: IMAGE}, {images: images} | sizes)
+    _step(config, served.name, {images: images}, {given: _GIVEN})  # which may be called a mask itself
+    _step(config, mask_name(served.name), {given: _GIVEN} | sizes, {MASK: MASK})
     return config
 
 
@@ -174,10 +223,15 @@ def _queue(config: Message, delay_us: int, instances: int) -> None:
     policy.allow_timeout_override = True  # a client may give up sooner
 
 
-def _file(warmup: Message, tensor: Message, name: str) -> None:
+def _type(output: str) -> int:
+    """Of what a model itself gives."""
+    return int(schema().TYPE_UINT8 if output == MASK else schema().TYPE_FP32)
+
+
+def _file(warmup: Message, tensor: Message, name: str, dims: Iterable[int] | None = None) -> None:
     source = warmup.inputs[tensor.name]
     source.data_type = tensor.data_type
-    source.dims.extend(tensor.dims)
+    source.dims.extend(tensor.dims if dims is None else dims)
     source.input_data_file = name
 
 

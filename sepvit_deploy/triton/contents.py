@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib.resources
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sepvit_deploy.artifact import passport_path
-from sepvit_deploy.contract import classify_name, preprocess_name, rank_name
+from sepvit_deploy.contract import classify_name, mask_name, preprocess_name, rank_name, segment_name
 from sepvit_deploy.errors import InputError
 from sepvit_deploy.images import MAX_UPLOAD_PIXELS, decode_image, preprocess
 from sepvit_deploy.triton import config
@@ -40,18 +40,17 @@ def models(served: Served, serving: Serving) -> list[Model]:
     Raises:
         InputError: a label cannot be a line of a text.
     """
-    if not (served.classifies and serving.ensemble):
+    if not ((served.classifies or served.segments) and serving.ensemble):
         return [_model(served, serving)]
-    return [
-        _preprocess(served, serving),
-        _rank(served, serving),
-        _model(served, serving),
-        Model(
-            classify_name(served.name),
-            {CONFIG: as_text(config.of_ensemble(served, serving), _ENSEMBLE).encode()},
-            {".keep": b""},  # Triton loads a version that has a folder, and git keeps no empty one
-        ),
-    ]
+    if served.segments:
+        behind, name = _mask(served, serving), segment_name(served.name)
+        text = as_text(config.of_segment(served, serving), _SEGMENT)
+    else:
+        behind, name = _rank(served, serving), classify_name(served.name)
+        text = as_text(config.of_ensemble(served, serving), _ENSEMBLE)
+    # Triton loads a version that has a folder, and git keeps no empty one.
+    ensemble = Model(name, {CONFIG: text.encode()}, {".keep": b""})
+    return [_preprocess(served, serving), behind, _model(served, serving), ensemble]
 
 
 def _model(served: Served, serving: Serving) -> Model:
@@ -71,13 +70,16 @@ def _model(served: Served, serving: Serving) -> Model:
     if served.classifies:
         model.shared[config.LABELS] = _label_lines(served.classes)
     picture = decode_image(_photograph())
-    images = preprocess(picture, served.preprocessing).astype("<f4").tobytes()
+    whole = replace(served.preprocessing, keep_ratio=False)  # of any size, the largest
+    images = preprocess(picture, whole).astype("<f4").tobytes()
     model.shared[f"{WARMUP}/{config.WARMUP_IMAGES}"] = images * (served.batch or 1)
     return model
 
 
 def _preprocess(served: Served, serving: Serving) -> Model:
-    settings = {"preprocessing": served.preprocessing.to_dict(), "max_pixels": MAX_UPLOAD_PIXELS}
+    settings: dict[str, object] = {"preprocessing": served.preprocessing.to_dict(), "max_pixels": MAX_UPLOAD_PIXELS}
+    if served.segments:
+        settings["sizes"] = True
     picture = _photograph()
     element = len(picture).to_bytes(4, "little") + picture  # Triton's form of BYTES
     return Model(
@@ -86,7 +88,8 @@ def _preprocess(served: Served, serving: Serving) -> Model:
             CONFIG: as_text(config.of_preprocess(served, serving), _PREPROCESS).encode(),
             f"{WARMUP}/{config.WARMUP_PICTURE}": element * (served.batch or 1),
         },
-        _python("preprocess", ("errors", "images", "spec", "variants")) | {"preprocessing.json": _json(settings)},
+        _python("preprocess", ("errors", "heads", "images", "spec", "variants"))
+        | {"preprocessing.json": _json(settings)},
     )
 
 
@@ -96,6 +99,15 @@ def _rank(served: Served, serving: Serving) -> Model:
         rank_name(served.name),
         {CONFIG: as_text(config.of_rank(served, serving), _RANK).encode()},
         _python("rank", ("errors", "classes")) | {"ranking.json": _json(settings)},
+    )
+
+
+def _mask(served: Served, serving: Serving) -> Model:
+    settings = {"palette": served.colours}
+    return Model(
+        mask_name(served.name),
+        {CONFIG: as_text(config.of_mask(served, serving), _MASK).encode()},
+        _python("mask", ("errors", "masks")) | {"masking.json": _json(settings)},
     )
 
 
@@ -144,6 +156,14 @@ _PREPROCESS = (
     "Needs numpy and Pillow in Triton's Python. Each instance is a process; more of them decode more pictures at once.",
 )
 _RANK = ("Logits to the best classes: their numbers, labels and scores. Needs numpy in Triton's Python.",)
+_MASK = (
+    "What the model gives to the classes of the picture's own pixels: a PNG whose values are class numbers, for masks",
+    "that differ in size have no tensor in common. Needs numpy and Pillow in Triton's Python.",
+)
+_SEGMENT = (
+    "An encoded picture to its mask, a PNG of the picture's size whose values are class numbers.",
+    "Each step batches and queues by itself; an ensemble does neither.",
+)
 _ENSEMBLE = (
     "An encoded picture to the best classes. Each step batches and queues by itself; an ensemble does neither.",
 )

@@ -11,8 +11,8 @@ from sepvit_deploy.triton.messages import Message, parse, type_name
 from sepvit_deploy.triton.repository import ModelFolder
 from sepvit_deploy.triton.served import CONFIG
 
-SETTINGS = ("preprocessing.json", "ranking.json")
-"""Beside a Python model: what it does to a picture, or what it calls a class."""
+SETTINGS = ("preprocessing.json", "ranking.json", "masking.json")
+"""Beside a Python model: what it does to a picture, or what it calls a class, or paints it with."""
 MAX_BYTES = 1 << 27
 _HINT = "give it another --name, or remove the old one if nobody uses it"
 

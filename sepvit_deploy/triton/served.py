@@ -13,6 +13,7 @@ from sepvit_deploy.building import Profile
 from sepvit_deploy.classes import TOP
 from sepvit_deploy.contract import MAX_DELAY_US
 from sepvit_deploy.errors import OptionError, PlanError
+from sepvit_deploy.masks import Colour
 from sepvit_deploy.spec import MAX_BATCH, ModelSpec, Preprocessing
 
 Kind = Literal["plan", "onnx"]
@@ -33,11 +34,12 @@ class Served:
         name: what it is called in the repository.
         path: the file that is served; its passport lies beside it.
         onnx: for a plan, the ONNX file that it was built from, where that is beside it; for an ONNX file, itself.
-        outputs: shape of each output for one image.
+        outputs: shape of each output for one image; -1 for a height and a width that go with the input's.
         batch: of a file of a fixed batch; None where the profiles, or the limit, say it.
         profiles: of a plan with a dynamic batch.
         signed_int8: its activations are INT8 as TensorRT takes them.
         labels: names of the classes; None for their numbers.
+        colours: of the classes of a segmentation model, in the masks' palette.
     """
 
     name: str
@@ -52,11 +54,22 @@ class Served:
     profiles: tuple[Profile, ...]
     signed_int8: bool
     labels: tuple[str, ...] | None
+    colours: tuple[Colour, ...] = ()
 
     @property
     def classifies(self) -> bool:
         """It gives logits, so that an ensemble from pictures to classes makes sense."""
         return self.spec.task == "classify"
+
+    @property
+    def segments(self) -> bool:
+        """It gives a class for each pixel, so that an ensemble from pictures to masks makes sense."""
+        return self.spec.task == "segment"
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width of its images; -1 where they are free."""
+        return (-1, -1) if self.spec.any_size else self.spec.size
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -78,7 +91,7 @@ class Serving:
         instances: copies of the model on each GPU.
         queue_delay_us: longest that a request waits for others to join it.
         cuda_graphs: replay the launches of the usual batches.
-        ensemble: models from pictures to classes, too.
+        ensemble: models from pictures to classes, or to masks, too.
         version: None for the next one.
 
     Raises:

@@ -11,13 +11,13 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from onnx import numpy_helper, parser
+from onnx import TensorProto, helper, numpy_helper, parser
 
 from sepvit_deploy.artifact import Parent, Passport, write_with_passport
 from sepvit_deploy.spec import ModelSpec
@@ -122,6 +122,60 @@ def small_model(path: Path, bias: Sequence[float] = BIAS, text: str = CLASSIFIER
     passport = Passport("export", (Parent("weights", "random", seed=0),), spec.to_dict(), facts)
     write_with_passport(path, graph.SerializeToString(), passport)
     return path
+
+
+NAMES = ("sky", "sea", "a sandy beach", "<b>grass</b>", "owl")
+
+
+def segmenter(
+    path: Path,
+    *,
+    output: Literal["logits", "mask"] = "logits",
+    size: tuple[int, int] = (64, 64),
+    any_size: bool = False,
+    batch: int | str = "batch",
+    facts: Mapping[str, Any] = {},
+) -> Path:
+    """A segmentation model of a few nodes with a passport: by colour, five classes for every fourth pixel or each."""
+    logits = _Logits(size, any_size, batch)
+    given = logits.value
+    nodes = [*logits.nodes]
+    if output == "mask":
+        free: list[int | str] = [batch, *(("height", "width") if any_size else size)]
+        given = helper.make_tensor_value_info("mask", TensorProto.UINT8, free)
+        nodes += [
+            helper.make_node("Shape", ["images"], ["space"], start=2),
+            helper.make_node("Shape", ["logits"], ["lead"], end=2),
+            helper.make_node("Concat", ["lead", "space"], ["whole"], axis=0),
+            helper.make_node("Resize", ["logits", "", "", "whole"], ["large"], mode="linear"),
+            helper.make_node("ArgMax", ["large"], ["number"], axis=1, keepdims=0),
+            helper.make_node("Cast", ["number"], ["mask"], to=TensorProto.UINT8),
+        ]
+    graph = helper.make_graph(nodes, "colours", [logits.images], [given], logits.constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    spec = ModelSpec("lite", "segment", size, 5, head="fpn", output=output, any_size=any_size)
+    known = {"precision": "fp32", "preprocessing": spec.preprocessing.to_dict()} | facts
+    passport = Passport("export", (Parent("weights", "random", seed=0),), spec.to_dict(), known)
+    write_with_passport(path, model.SerializeToString(), passport)
+    return path
+
+
+class _Logits:
+    """The part of `segmenter` from images to logits: the mean colour of 4 x 4 pixels, and a score for each class."""
+
+    def __init__(self, size: tuple[int, int], any_size: bool, batch: int | str) -> None:
+        rng = np.random.default_rng(5)
+        sides: list[int | str] = ["height", "width"] if any_size else list(size)
+        quarter: list[int | str] = ["h", "w"] if any_size else [-(-side // 4) for side in size]
+        self.images = helper.make_tensor_value_info("images", TensorProto.FLOAT, [batch, 3, *sides])
+        self.value = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, 5, *quarter])
+        self.nodes = [
+            helper.make_node("AveragePool", ["images"], ["mean"], kernel_shape=[4, 4], strides=[4, 4], ceil_mode=1),
+            helper.make_node("Conv", ["mean", "weight", "bias"], ["logits"]),
+        ]
+        weight = rng.normal(size=(5, 3, 1, 1)).astype(np.float32)
+        bias = rng.normal(size=5).astype(np.float32)
+        self.constants = [numpy_helper.from_array(weight, "weight"), numpy_helper.from_array(bias, "bias")]
 
 
 def program_with(**settings: float) -> tuple[str, ...]:

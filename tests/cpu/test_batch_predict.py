@@ -27,6 +27,7 @@ from sepvit_deploy.predict import predict
 from sepvit_deploy.runners.onnxruntime import OnnxRuntimeRunner
 from sepvit_deploy.spec import Preprocessing
 from tests.cpu.commands import PROGRAM, call, complaint, environment, graph_file, left_over, spawn, unprivileged
+from tests.cpu.serving import segmenter
 
 TEXT = (
     "g (float[batch,3,224,224] images) => (float[batch,10] logits) "
@@ -282,6 +283,8 @@ def test_what_cannot_be_done_is_one_line_and_leaves_nothing(model: Path, folder:
     names = tmp_path / "names.txt"
     names.write_text("one\ntwo")
     complaint(run(model, folder, tmp_path / "o", "--labels", names), "2 labels; expected 10")
+    masks = segmenter(tmp_path / "masks.onnx")
+    complaint(run(masks, folder, tmp_path / "o"), "is for the task segment", "for masks type: sepvit-deploy predict")
     assert run(model, folder, tmp_path / "o").code == 0  # nothing was done, so another job may begin there
 
 

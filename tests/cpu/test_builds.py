@@ -17,8 +17,8 @@ from sepvit_deploy.building import BuildRequest, Profile
 from sepvit_deploy.engine import engine_from_onnx
 from sepvit_deploy.export import onnx_from_torch
 from sepvit_deploy.graph import load_graph
+from sepvit_deploy.model.build import build_model
 from sepvit_deploy.model.rewrite import rewrite
-from sepvit_deploy.model.sepvit import build_model
 from sepvit_deploy.network import Precision
 from sepvit_deploy.placement import observed, sites
 from sepvit_deploy.precision import fp16_from_fp32, int8_from_fp32

@@ -20,8 +20,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sepvit_deploy.errors import CheckpointError, OptionError, SepvitError
+from sepvit_deploy.model.build import build_model
 from sepvit_deploy.model.checkpoint import load_checkpoint, published_state_dict
-from sepvit_deploy.model.sepvit import SepViT, SepViTBackbone, build_model
+from sepvit_deploy.model.sepvit import SepViT, SepViTBackbone
 from sepvit_deploy.model.state_dict import read_state_dict
 from sepvit_deploy.variants import VARIANTS, count_parameters
 

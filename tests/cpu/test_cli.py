@@ -348,8 +348,8 @@ def test_the_doctor_says_what_is_missing(without: Callable[..., dict[str, str]])
 def test_two_exports_to_one_file_and_the_weights_of_a_checkpoint(tmp_path: Path) -> None:
     import torch
 
+    from sepvit_deploy.model.build import build_model
     from sepvit_deploy.model.checkpoint import published_state_dict
-    from sepvit_deploy.model.sepvit import build_model
 
     def saved(name: str, seed: int) -> Path:
         state = published_state_dict(build_model("lite", num_classes=7, seed=seed))

@@ -15,8 +15,12 @@ import pytest
 
 from sepvit_deploy import pipeline
 from sepvit_deploy.artifact import sha256
+from sepvit_deploy.errors import ImageError
 from sepvit_deploy.graph import load_graph
 from sepvit_deploy.image_sets import image_set
+from sepvit_deploy.images import load_image
+from sepvit_deploy.mask_sets import mask_set
+from sepvit_deploy.masks import read_mask
 from sepvit_deploy.scales import read_scales, weights_digest
 from sepvit_deploy.spec_file import read_spec
 from tests.repo.layers import ROOT
@@ -80,6 +84,60 @@ def test_the_calibration_pictures_are_those_of_the_manifest(pictures: Path) -> N
             image_set(pictures / "calib" / "digits.toml")
     finally:
         first.write_bytes(content)
+
+
+def test_a_mask_is_of_the_digit_alone(digits: ModuleType) -> None:
+    plain = list(digits.masked_pictures("test", 10, level=0.0))
+    for number, (picture, mask) in enumerate(plain):
+        values = np.asarray(mask)
+        assert mask.mode == "L" and mask.size == picture.size
+        assert set(np.unique(values)) == {0, number + 1}  # background, and the digit's class
+        grey = np.asarray(picture.convert("L")).astype(float)
+        # The edge of the digit is where the mask ends: both sides of it differ by the contrast of a plain picture.
+        inside = grey[values > 0].mean()
+        assert inside - grey[values == 0].mean() > digits.LEAST_CONTRAST
+        moved = np.roll(values, 40, axis=1)
+        assert inside > grey[moved > 0].mean() + digits.LEAST_CONTRAST / 2  # a mask of another place would not do
+    for number, (_, mask) in enumerate(digits.masked_pictures("test", 10, level=1.0)):
+        values = np.asarray(mask)
+        assert set(np.unique(values)) == {0, number + 1}  # with distractors and fragments in the picture
+        assert 0.01 < (values > 0).mean() < 0.3
+
+
+def test_a_mask_leaves_its_picture_as_it_is_without(digits: ModuleType) -> None:
+    masked = list(digits.masked_pictures("calibration", 4))
+    for (picture, _), (plain, _) in zip(masked, digits.pictures("calibration", 4), strict=True):
+        assert picture.tobytes() == plain.tobytes()
+    for (_, mask), (_, again) in zip(masked, digits.masked_pictures("calibration", 3), strict=False):
+        assert mask.tobytes() == again.tobytes()
+
+
+def test_masks_are_written_in_the_layout_of_ade20k(digits: ModuleType, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "digits.py"), "--masks", "--calibration", "2", "--test", "3"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    found = mask_set(tmp_path / "digits_masks")
+    assert [path.name for path in found.files] == ["00000.png", "00001.png", "00002.png"]
+    assert found.folder == tmp_path / "digits_masks" / "annotations" / "validation"
+    assert len(mask_set(tmp_path / "digits_masks" / "images" / "calibration").files) == 2
+    made = digits.masked_pictures("test", 3)
+    for image, file, (picture, mask) in zip(found.images.files, found.files, made, strict=True):
+        assert load_image(image).tobytes() == picture.tobytes()
+        assert (read_mask(file) == np.asarray(mask)).all()
+
+
+def test_the_masked_calibration_pictures_are_those_of_their_manifest(pictures: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "digits_masks" / "images" / "calibration"
+    folder.mkdir(parents=True)
+    for path in (pictures / "digits" / "calibration").rglob("*.png"):
+        (folder / path.name).symlink_to(path)  # the same pictures, without folders of their classes
+    (tmp_path / "calib").mkdir()
+    manifest = tmp_path / "calib" / "digits_segmentation.toml"
+    manifest.write_bytes((ROOT / "calib" / "digits_segmentation.toml").read_bytes())
+    assert len(image_set(manifest).files) == 512
+    (folder / "00000.png").unlink()
+    (folder / "00000.png").symlink_to(folder / "00001.png")
+    with pytest.raises(ImageError, match=r"python benchmarks/digits\.py --masks"):
+        image_set(manifest)
 
 
 def test_the_scale_table_is_of_the_checkpoint(fp32: Path) -> None:

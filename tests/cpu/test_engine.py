@@ -231,8 +231,8 @@ def test_profiles_must_fit_the_inputs() -> None:
         "type: --profile 1,8,32"
     )
     assert refusal(GraphError, sizes, BATCHES) == (
-        "the input x of a.onnx is [-1, -1]; expected no dynamic dimension (-1) but the batch; "
-        "export again with one image size"
+        "the input x of a.onnx is [-1, -1]; expected no dynamic dimension (-1) but the batch, or height and width "
+        "together; export again with one image size, or with --image-size dynamic"
     )
     assert "whose input x is []" in refusal(OptionError, scalar, BATCHES)
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from sepvit_deploy.model.build import build_model
 from sepvit_deploy.model.checkpoint import load_checkpoint, our_name, published_name
 from sepvit_deploy.model.rewrite import rewrite
-from sepvit_deploy.model.sepvit import SepViT, SepViTBackbone, build_model
+from sepvit_deploy.model.sepvit import SepViT, SepViTBackbone
 from tests.cpu.golden import FORMS, Golden
 
 TOLERANCE = 1e-4

@@ -23,6 +23,7 @@ from sepvit_deploy.manifests.asked import Cluster, Replicas
 from sepvit_deploy.ray_serve import Serving
 from sepvit_deploy.spec import ModelSpec
 from tests.cpu.commands import Done, call, classifier, complaint, environment, spawn
+from tests.cpu.serving import segmenter
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray", "ignore::DeprecationWarning:kubernetes")
 SPEC = ModelSpec("t", "classify", (224, 224), 5)
@@ -432,7 +433,19 @@ def test_what_no_cluster_can_run_is_refused(tmp_path: Path) -> None:
     dense.mkdir()
     done = refused(onnx_model(dense, ModelSpec("t", "dense", (512, 512), 5)), "--for", "ray", *out)
     complaint(done, "is for the task dense; expected a classification file")
+    masks = segmenter(tmp_path / "masks.onnx")
+    done = refused(masks, "--for", "ray", *out)
+    complaint(done, "is for the task segment", "sepvit-deploy serve, and Triton (--for kserve), give masks")
+    done = refused(masks, *KSERVE, *out, "--labels", tmp_path / "three.txt")
+    complaint(done, "which gives masks of class numbers; expected a classifier")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_segmentation_file_on_kserve_is_asked_for_masks(tmp_path: Path) -> None:
+    done = call("manifests", segmenter(tmp_path / "m.onnx"), *STORED, "--output", tmp_path / "out")
+    assert done.code == 0, done
+    assert "pictures: POST /v2/models/m_segment/infer" in done.out
+    assert "Clients say m, or m_segment for pictures" in (tmp_path / "out" / "inferenceservice.yaml").read_text()
 
 
 def test_a_plan_tells_the_gpu_that_it_is_bound_to(tmp_path: Path) -> None:

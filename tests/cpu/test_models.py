@@ -10,8 +10,8 @@ import pytest
 from safetensors.torch import save_file
 
 from sepvit_deploy.errors import CheckpointError, GraphError, MissingDependency, OptionError
+from sepvit_deploy.model.build import build_model
 from sepvit_deploy.model.checkpoint import published_state_dict
-from sepvit_deploy.model.sepvit import build_model
 from sepvit_deploy.pipeline import Running, open_model
 from sepvit_deploy.runners import onnxruntime as ort_runner
 from sepvit_deploy.runners.onnxruntime import OnnxRuntimeRunner

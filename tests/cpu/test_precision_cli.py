@@ -25,8 +25,8 @@ from sepvit_deploy.deployment import (
     default_spec,
 )
 from sepvit_deploy.graph import load_graph
+from sepvit_deploy.model.build import build_model
 from sepvit_deploy.model.checkpoint import published_state_dict
-from sepvit_deploy.model.sepvit import build_model
 from sepvit_deploy.pipeline import deploying, exporting, lowering
 from sepvit_deploy.plans import read_plan
 from sepvit_deploy.runners.onnxruntime import OnnxRuntimeRunner

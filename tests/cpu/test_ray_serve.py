@@ -36,6 +36,7 @@ from sepvit_deploy.ray_serve import Classifier, Loaded, Serving
 from sepvit_deploy.runners.onnxruntime import OnnxRuntimeRunner
 from sepvit_deploy.spec import ModelSpec
 from tests.cpu.commands import CLASSIFIER, call, environment, graph_file
+from tests.cpu.serving import segmenter
 
 # `serve run` itself, over a cluster that is small and stays on this machine.
 START = """
@@ -305,6 +306,10 @@ def test_a_replica_takes_the_file_of_the_configuration_and_no_other(tmp_path: Pa
         assert found.runner.run(np.zeros((2, 3, 224, 224), np.float32))["logits"].shape == (2, 5)
     wrong = replace(serving, sha256="cd" * 32)
     with pytest.raises(PassportError, match=r"tiny\.onnx on this node is another file"), ray_serving.loaded(wrong):
+        pass
+    masks = segmenter(tmp_path / "masks.onnx")
+    other = replace(serving, model=masks, sha256=artifact.sha256(masks))
+    with pytest.raises(OptionError, match=r"masks\.onnx is for the task segment"), ray_serving.loaded(other):
         pass
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sepvit_deploy.model.build import build_model
 from sepvit_deploy.model.rewrite import (
     DeployDWA,
     DeployPWA,
@@ -22,7 +23,7 @@ from sepvit_deploy.model.rewrite import (
     fold_window_tokens,
     rewrite,
 )
-from sepvit_deploy.model.sepvit import PWA, Block, build_model, window_merge, window_partition
+from sepvit_deploy.model.sepvit import PWA, Block, window_merge, window_partition
 from sepvit_deploy.model.taps import taps
 from sepvit_deploy.runners.torch import TorchRunner
 from sepvit_deploy.spec import ModelSpec
@@ -234,5 +235,6 @@ def test_block_shapes_name_their_blocks() -> None:
         "pixels": 784,
         "padded_pixels": 784,
         "windows": 4,
+        "representation": "learned",
     }
     assert shapes["stage2.block1"].windows == 0

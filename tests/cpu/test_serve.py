@@ -276,6 +276,7 @@ PART = b'--x\r\nContent-Disposition: form-data; name="a"; filename="f"\r\n\r\nGI
         ("POST", "/v1/classify", b"no gzip", {"Content-Encoding": "gzip"}, 400, "the body is no gzip"),
         ("POST", "/v1/classify", b"x", {"Content-Type": "text/html"}, 415, "'text/html' is not taken"),
         ("POST", "/v1/classify?top=0", b"x", {}, 400, "top is '0'"),
+        ("POST", "/v1/segment", b"x", {}, 404, "small gives classes: send the picture to /v1/classify"),
         ("POST", "/v1/classify", b"x", {"X-Deadline-Ms": "soon"}, 400, "X-Deadline-Ms is 'soon'"),
         ("POST", "/v1/classify", b"x", {"Content-Type": "multipart/form-data"}, 400, "boundary"),
         ("POST", "/v1/classify", b"nothing", FORM, 400, "the form"),

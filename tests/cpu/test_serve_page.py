@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from tests.cpu.commands import PHOTO
-from tests.cpu.serving import Served, served, small_model
+from tests.cpu.serving import Served, segmenter, served, small_model
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
@@ -100,6 +101,49 @@ def test_a_dropped_picture_gets_its_classes_times_and_batch(page: Any) -> None:
         assert page.eval_on_selector("#preview", "e => e.naturalWidth") == photo.width
     assert "cat.jpg" in page.get_attribute("#preview", "alt")
     assert HOSTILE in page.inner_text("#status"), "said to who does not see the bars"
+
+
+def test_a_mask_lies_over_its_picture_with_a_legend(browser: Any, tmp_path: Path) -> None:
+    """A picture of four colours, whose mask is drawn pixel for pixel; and one that is larger than what is drawn."""
+    colours = [[10, 20, 30], [200, 0, 0], [0, 200, 0], [0, 0, 200], [250, 250, 0]]
+    facts = {"classes": [*LABELS[:4], "four"], "palette": colours}
+    with served(segmenter(tmp_path / "fields.onnx", output="mask", facts=facts)) as found:
+        page = browser.new_page(viewport={"width": 1200, "height": 900})
+        said: list[str] = []
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.goto(found.url)
+        page.wait_for_selector("html[data-ready]")
+        assert "masks of 5 classes" in page.inner_text("#facts")
+        assert page.inner_text("#curl").endswith(f"--output mask.png {found.url}/v1/segment")
+        assert not page.is_visible("#top")
+        fields = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 255]]], np.uint8)
+        for factor in (20, 800):
+            content = io.BytesIO()
+            Image.fromarray(fields.repeat(factor, 0).repeat(factor * 2, 1)).save(content, "PNG")
+            drop(page, "fields.png", content.getvalue())
+            page.wait_for_selector("#mask:not([hidden])")
+            answered(page)
+            with Image.open(io.BytesIO(found.post("/v1/segment", content.getvalue()).body)) as mask:
+                expected = mask.resize((80, 40) if factor == 20 else (1024, 512), Image.Resampling.NEAREST)
+                present = [k for _, k in sorted(mask.getcolors() or [], reverse=True)]
+                pixels = np.asarray(expected.convert("RGBA"))
+            url = page.eval_on_selector("#mask", "canvas => canvas.toDataURL()")
+            with Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) as drawn:
+                assert drawn.size == expected.size
+                assert np.mean(np.asarray(drawn.convert("RGBA")) != pixels) < 0.01
+            assert len(present) > 1
+            assert page.locator("#classes .label").all_inner_texts() == [facts["classes"][k] for k in present]
+            chips = page.eval_on_selector_all(
+                "#classes .label i", "all => all.map(e => getComputedStyle(e).backgroundColor)"
+            )
+            assert chips == [f"rgb({', '.join(map(str, colours[k]))})" for k in present]
+        boxes = [page.locator(place).bounding_box() for place in ("#preview", "#mask")]
+        assert boxes[0] == pytest.approx(boxes[1], abs=0.5)
+        page.fill("#veil", "25")
+        assert page.eval_on_selector("#mask", "canvas => getComputedStyle(canvas).opacity") == "0.25"
+        assert said == []
+        page.close()
 
 
 def test_it_says_what_is_served(page: Any, server: Served) -> None:

@@ -25,9 +25,11 @@ from PIL import Image
 from sepvit_deploy.artifact import read_passport
 from sepvit_deploy.classes import ranked
 from sepvit_deploy.images import decode_image, preprocess
+from sepvit_deploy.masks import class_mask
 from sepvit_deploy.runners.onnxruntime import OnnxRuntimeRunner
 from sepvit_deploy.spec import Preprocessing
 from tests.cpu.commands import PHOTO, call
+from tests.cpu.serving import segmenter
 from tests.cpu.tritonserver import Server, folder, serving
 from tests.unit.triton_files import onnx_file, plan_file
 
@@ -60,6 +62,7 @@ def repository(place: Path, lite: Path) -> Path:
         [plan, "--name", "engine", "--no-ensemble"],
         [onnx_file(place / "pair.onnx", batch=2)],
         [onnx_file(place / "coarse.onnx", signed_int8=True), "--no-ensemble"],
+        [segmenter(place / "fields.onnx", size=(64, 96), output="mask", any_size=True)],
     ):
         done = call("triton", *arguments, "--repository", target)
         assert done.code == 0, done.err
@@ -240,6 +243,33 @@ def test_bytes_become_labels(server: Server, client: Any, place: Path) -> None:
         output = http.InferRequestedOutput("logits", class_count=1)  # Triton's own extension, from labels.txt
         (top,) = by_http.infer("colour", [tensor(http, "images", images[:1])], outputs=[output]).as_numpy("logits")
         assert top[0].decode().split(":")[1:] == [str(best[0, 0]), labels[best[0, 0]]]
+
+
+def test_bytes_become_masks_of_the_pictures_own_size(server: Server, client: Any, place: Path) -> None:
+    wide = [picture("RGB", (90, 30), "PNG", seed) for seed in (1, 2)]
+    contents = [PHOTO.read_bytes(), turned(), picture("RGB", (1, 1), "PNG"), *wide]
+    prepares, runner = preprocessing_of(place / "fields.onnx"), OnnxRuntimeRunner(place / "fields.onnx")
+    masks = []
+    for content in contents:
+        decoded = decode_image(content)
+        images = preprocess(decoded, prepares)[None]
+        size = (decoded.height, decoded.width)
+        masks.append(class_mask(runner.run(images), 0, input_size=images.shape[2:], picture_size=size))
+
+    def require_equal(answer: Any, expected: Sequence[Any]) -> None:
+        for (png,), mask in zip(answer.as_numpy("mask"), expected, strict=True):
+            with Image.open(io.BytesIO(png)) as found:
+                assert found.mode == "P"
+                np.testing.assert_array_equal(np.asarray(found), mask)
+
+    with ThreadPoolExecutor(5) as pool:  # pictures of several sizes at once, each a request
+        answers = list(pool.map(lambda content: asked(client, "fields_segment", "image", encoded(content)), contents))
+    for answer, mask in zip(answers, masks, strict=True):
+        require_equal(answer, [mask])
+    with http.InferenceServerClient(server.http) as by_http:
+        require_equal(asked(by_http, "fields_segment", "image", encoded(*wide)), masks[-2:])
+    reason = refusal(client, "fields_segment", ("image", encoded(*contents)))
+    assert "expected such pictures in requests of their own" in reason
 
 
 def test_a_fixed_batch_is_taken_whole_and_queued_with_an_end(client: Any) -> None:

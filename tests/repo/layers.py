@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PACKAGE = "sepvit_deploy"
 STAGES = "export simplify smooth audit calibrate precision headroom lint engine engine_worker"
-STAGES += " parity evaluate sensitivity predict doctor inspection ladder plan_probe"
+STAGES += " parity evaluate evaluate_masks sensitivity predict doctor inspection ladder plan_probe"
 STAGES += " bench limit regression capacity complexity report"
 STAGES += " triton server load manifests batch_predict ray_serve"
 ROWS: tuple[tuple[int, str], ...] = (
@@ -24,7 +24,8 @@ ROWS: tuple[tuple[int, str], ...] = (
     (0, "heads"),
     (1, "spec likeness inspector"),
     (1, "artifact images labels building classes contract"),
-    (1, "image_sets scales journal accuracy deployment latency uploads"),
+    (1, "image_sets scales journal accuracy deployment latency uploads masks segmentation_scores"),
+    (1, "mask_sets overlay"),
     (1, "spec_file"),
     (1, "builders"),
     (2, "graph model"),

@@ -1,12 +1,14 @@
 """A TensorRT without a GPU: strict about the order of calls, and its engines compute ``3 x + row``, and the mean.
 
-A "plan" is JSON: profiles as [[minimum, optimum, maximum], ...] or a fixed batch, and faults to plant.
+A "plan" is JSON: profiles as [[minimum, optimum, maximum], ...] or a fixed batch, and faults to plant. With ``sizes``,
+of each profile three as [height, width], it is of any size and computes a mask: where the first plane is positive.
 """
 
 from __future__ import annotations
 
 import ctypes
 import json
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,6 +30,11 @@ def model(images: np.ndarray) -> dict[str, np.ndarray]:
     return {"logits": (3 * flat[:, :5] + rows).astype(np.float32), "mean": flat.mean(axis=1, keepdims=True)}
 
 
+def mask(images: np.ndarray) -> dict[str, np.ndarray]:
+    """What an engine of any size computes: it depends on every pixel and its place, and is not of float32."""
+    return {"mask": (images[:, 0] > 0).astype(np.uint8)}
+
+
 def module(cuda: FakeCuda) -> Any:
     """A ``trt`` over a fake device."""
     return Module(
@@ -35,7 +42,6 @@ def module(cuda: FakeCuda) -> Any:
         ILogger=type("ILogger", (), {"ERROR": 1, "INTERNAL_ERROR": 0, "WARNING": 2}),
         IProfiler=type("IProfiler", (), {}),
         TensorIOMode=SimpleNamespace(INPUT="in", OUTPUT="out"),
-        DataType=SimpleNamespace(FLOAT=SimpleNamespace(name="FLOAT"), HALF=SimpleNamespace(name="HALF")),
         LayerInformationFormat=SimpleNamespace(JSON="json"),
         Runtime=lambda log: Runtime(cuda, log),
     )
@@ -68,7 +74,8 @@ class Runtime:
 class Engine:
     def __init__(self, cuda: FakeCuda, log: Any, facts: dict[str, Any]) -> None:
         self.cuda, self.log, self.facts = cuda, log, facts
-        self.tensors = facts.get("tensors", ["images", "logits", "mean"])
+        self.any_size = "sizes" in facts
+        self.tensors = facts.get("tensors", ["images", *(["mask"] if self.any_size else ["logits", "mean"])])
         self.num_io_tensors = len(self.tensors)
         self.num_optimization_profiles = len(facts["profiles"])
 
@@ -79,14 +86,17 @@ class Engine:
         return "in" if name.startswith("images") else "out"
 
     def get_tensor_dtype(self, name: str) -> SimpleNamespace:
-        return SimpleNamespace(name="HALF" if name == self.facts.get("half") else "FLOAT")
+        usual = "UINT8" if name == "mask" else "FLOAT"
+        return SimpleNamespace(name="HALF" if name == self.facts.get("half") else usual)
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         batch = self.facts.get("fixed", -1)
-        return {"logits": (batch, 5), "mean": (batch, 1)}.get(name, (batch, 3, SIDE, SIDE))
+        size = (-1, -1) if self.any_size else (SIDE, SIDE)
+        return {"logits": (batch, 5), "mean": (batch, 1), "mask": (batch, *size)}.get(name, (batch, 3, *size))
 
     def get_tensor_profile_shape(self, name: str, index: int) -> list[tuple[int, ...]]:
-        return [(b, 3, SIDE, SIDE) for b in self.facts["profiles"][index]]
+        sizes = self.facts["sizes"][index] if self.any_size else [(SIDE, SIDE)] * 3
+        return [(b, 3, *size) for b, size in zip(self.facts["profiles"][index], sizes, strict=True)]
 
     def create_execution_context(self) -> Context | None:
         return None if self.facts.get("no_context") else Context(self)
@@ -104,7 +114,7 @@ class Inspector:
     def get_engine_information(self, form: str) -> str:
         assert form == "json"
         context = self.execution_context
-        known = context is not None and context.batch is not None
+        known = context is not None and context.shape is not None
         return json.dumps({"Layers": [{"Name": "embed", "type": "Half" if known else "N/A due to dynamic shapes"}]})
 
 
@@ -112,7 +122,7 @@ class Context:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.profile: int | None = None
-        self.batch: int | None = None
+        self.shape: tuple[int, ...] | None = None
         self.addresses: dict[str, int] = {}
         self.profiler: Any = None
         self.runs = 0
@@ -125,16 +135,17 @@ class Context:
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         assert self.profile is not None, "no profile was chosen"
         assert name == "images"
-        least, _, most = self.engine.facts["profiles"][self.profile]
-        if not least <= shape[0] <= most or tuple(shape[1:]) != (3, SIDE, SIDE):
+        least, _, most = self.engine.get_tensor_profile_shape(name, self.profile)
+        if not all(low <= dim <= high for low, dim, high in zip(least, shape, most, strict=True)):
             self.engine.log.log(1, f"shape {shape} is outside the profile")
             return False
-        self.batch = shape[0]
+        self.shape = shape
         return True
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        assert self.batch is not None
-        return {"logits": (self.batch, 5), "mean": (self.batch, 1)}[name]
+        assert self.shape is not None
+        batch, _, *size = self.shape
+        return {"logits": (batch, 5), "mean": (batch, 1), "mask": (batch, *size)}[name]
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         assert address in self.engine.cuda.live, "the address is of no memory"
@@ -145,16 +156,16 @@ class Context:
         cuda = self.engine.cuda
         assert cuda.depth
         assert stream in cuda.live
-        assert self.addresses.keys() == {"images", "logits", "mean"}
+        assert self.addresses.keys() == set(self.engine.tensors)
         cuda.calls.append("enqueue")
         self.runs += 1
         if self.runs == self.engine.facts.get("fails_at_run"):
             self.engine.log.log(1, "a kernel\nfailed")
             return False
-        batch, addresses = self.batch, dict(self.addresses)
+        shape, addresses = self.shape, dict(self.addresses)
 
         def work() -> None:
-            compute(batch, addresses)
+            compute(shape, addresses)
 
         if cuda.captured is not None:
             cuda.captured.append(work)
@@ -166,12 +177,12 @@ class Context:
         return True
 
 
-def compute(batch: int | None, addresses: dict[str, int]) -> None:
-    assert batch is not None
+def compute(shape: tuple[int, ...] | None, addresses: dict[str, int]) -> None:
+    assert shape is not None
 
-    def at(name: str, count: int) -> np.ndarray:
-        return np.ctypeslib.as_array((ctypes.c_float * count).from_address(addresses[name]))
+    def at(name: str, count: int, kind: type[ctypes._SimpleCData[Any]] = ctypes.c_float) -> np.ndarray:
+        return np.ctypeslib.as_array((kind * count).from_address(addresses[name]))
 
-    images = at("images", batch * 3 * SIDE * SIDE).reshape(batch, 3, SIDE, SIDE)
-    for name, values in model(images).items():
-        at(name, values.size)[:] = values.ravel()
+    images = at("images", math.prod(shape)).reshape(shape)
+    for name, values in (mask if "mask" in addresses else model)(images).items():
+        at(name, values.size, ctypes.c_uint8 if name == "mask" else ctypes.c_float)[:] = values.ravel()

@@ -38,6 +38,20 @@ class Engine(Fake):
         return any(profile.minimum <= batch <= profile.maximum for profile in self.profiles)
 
 
+class AnySize(Engine):
+    """Of two sizes: few that lie, more that stand."""
+
+    def __init__(self) -> None:
+        super().__init__([(1, 2), (4, 8)])
+        self.input_shape = (None, 3, None, None)
+        self.profiles = (Profile.parse("1,1,2@1x1,1x2,1x2"), Profile.parse("4,8,8@1x1,2x1,2x1"))
+
+    def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        size = (images.shape[2], images.shape[3])
+        assert any(p.covers_size(size) and p.minimum <= len(images) <= p.maximum for p in self.profiles)
+        return super().run(images)
+
+
 def numbered(count: int) -> np.ndarray:
     return np.broadcast_to(np.arange(count, dtype=np.float32)[:, None, None, None], (count, 3, 1, 1)).copy()
 
@@ -79,3 +93,17 @@ def test_the_fill_brings_no_other_image() -> None:
     engine = Engine([(4, 8)])
     InBatches(engine).run(numbered(10))
     assert engine.seen == [list(range(8)), [8, 9, 9, 9]]
+
+
+@pytest.mark.parametrize(("size", "batches"), [((1, 2), [2, 2, 1]), ((2, 1), [5]), ((1, 1), [5])])
+def test_batches_are_those_of_the_profiles_that_cover_the_size(size: tuple[int, int], batches: list[int]) -> None:
+    engine = AnySize()
+    images = np.broadcast_to(numbered(5), (5, 3, *size))
+    found = InBatches(engine).run(images)["logits"]
+    np.testing.assert_array_equal(found, numbered(5)[:, :, 0, 0])
+    assert [len(batch) for batch in engine.seen] == batches
+
+
+def test_a_size_that_no_profile_covers_is_for_the_runner_to_refuse() -> None:
+    with pytest.raises(AssertionError):  # as the fake does
+        InBatches(AnySize()).run(np.broadcast_to(numbered(1), (1, 3, 2, 2)))

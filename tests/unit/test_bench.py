@@ -368,8 +368,19 @@ def test_another_batch_than_the_fixed_one(world: World) -> None:
 
 @pytest.mark.parametrize("shape", [(None, None, 2, 2), (1, 3, None, 2), (1, 3, 2, None)])
 def test_an_engine_without_a_fixed_image_size(world: World, shape: Shape) -> None:
-    with refused("a.onnx has no fixed image size; expected a file as export writes it"):  # type: ignore[attr-defined]
+    with refused("a.onnx has no fixed image size; expected the size to time it at"):  # type: ignore[attr-defined]
         world.bench([world.runner("a.onnx", repeat(1.0), shape)], [1])
+
+
+def test_images_of_the_size_asked_for_where_an_engine_takes_any(world: World) -> None:
+    free, fixed = (world.runner(name, repeat(0.25), shape) for name, shape in
+                   (("any", (None, 3, None, None)), ("one", (None, 3, 2, 2))))  # fmt: skip
+    found = bench(
+        [Subject(free, (1, 2), size=(5, 7)), Subject(fixed, (2,), size=(2, 2))], clock=world.clock, seconds=0, least=2
+    )
+    assert len(found.points) == 3
+    shapes = {(name, images.shape) for (name, _), images in zip(world.runs, world.images, strict=True)}
+    assert shapes == {("any", (1, 3, 5, 7)), ("any", (2, 3, 5, 7)), ("one", (2, 3, 2, 2))}
 
 
 @pytest.mark.parametrize("least", [0, -1])

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sepvit_deploy.building import BuildRequest, EngineFacts, NetworkFacts, Profile
+from sepvit_deploy.building import BuildRequest, EngineFacts, NetworkFacts, Profile, default_profiles
 from sepvit_deploy.errors import OptionError
 from sepvit_deploy.gpu import Device
-from sepvit_deploy.spec import MAX_BATCH
+from sepvit_deploy.records import plain, record
+from sepvit_deploy.spec import MAX_BATCH, MAX_DENSE_SIDE
 
 BATCH = st.integers(1, MAX_BATCH)
 PROFILE = Profile(1, 8, 32)
@@ -118,8 +119,84 @@ def test_what_is_no_profile_is_said(text: str) -> None:
     with pytest.raises(OptionError) as caught:
         Profile.parse(text)
     assert str(caught.value) == (
-        f"--profile {text!r}; expected MIN,OPT,MAX with 1 <= MIN <= OPT <= MAX <= 4096, such as 1,8,32; or one batch"
+        f"--profile {text!r}; expected MIN,OPT,MAX with 1 <= MIN <= OPT <= MAX <= 4096, such as 1,8,32; or one batch; "
+        "for a file of any size with sizes up to 4096, such as 1,1,4@256x256,512x512,512x2048"
     )
+
+
+SIDE = st.integers(1, MAX_DENSE_SIDE)
+SIZES = st.tuples(st.tuples(SIDE, SIDE, SIDE).map(sorted), st.tuples(SIDE, SIDE, SIDE).map(sorted))
+
+
+@given(st.tuples(BATCH, BATCH, BATCH).map(sorted), SIZES)
+def test_a_profile_with_sizes_survives_its_text_and_json(
+    batches: list[int], sides: tuple[list[int], list[int]]
+) -> None:
+    sizes = tuple(zip(*sides, strict=True))
+    text = ",".join(map(str, batches)) + "@" + ",".join(f"{height}x{width}" for height, width in sizes)
+    profile = Profile.parse(text)
+    assert profile == Profile(*batches, sizes)  # type: ignore[arg-type]
+    assert str(profile) == text
+    assert record(Profile, json.loads(json.dumps(plain(profile)))) == profile
+    assert all(profile.covers_size(size) for size in sizes)
+    assert not profile.covers_size((sizes[2][0] + 1, sizes[2][1]))
+    assert not profile.covers_size((sizes[0][0], sizes[0][1] - 1))
+
+
+def test_one_size_stands_for_three() -> None:
+    assert Profile.parse("1@512x768") == Profile(1, 1, 1, ((512, 768),) * 3)
+    assert Profile.parse("1,2,4@64") == Profile(1, 2, 4, ((64, 64),) * 3)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["1@", "1@64x64,64x64", "1@64x64,32x64,64x64", "1@64x64,64x32,64x64", "1@4097x1", "1@0x64", "8,1@64x64", "1@1@1",
+     "@64x64", "1@64x64x64"],
+)  # fmt: skip
+def test_sizes_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(OptionError, match=r"such as 1,1,4@256x256,512x512,512x2048$"):
+        Profile.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("profile", "text"),
+    [
+        ("1", "1"),
+        ("1,8,32", "1 to 32"),
+        ("2@64x96", "2 at 64x96"),
+        ("1,1,4@32x32,64x96,64x128", "1 to 4 at 32x32 to 64x128"),
+    ],
+)
+def test_what_a_profile_takes(profile: str, text: str) -> None:
+    assert Profile.parse(profile).takes == text
+
+
+def test_a_profile_gives_the_shapes_of_what_is_free_alone() -> None:
+    profile = Profile.parse("1,2,4@32x32,64x96,64x128")
+    assert profile.shapes([-1, 3, -1, -1]) == ((1, 3, 32, 32), (2, 3, 64, 96), (4, 3, 64, 128))
+    assert profile.shapes([-1, 3, 8, 8]) == ((1, 3, 8, 8), (2, 3, 8, 8), (4, 3, 8, 8))
+    assert PROFILE.shapes([-1, 5]) == ((1, 5), (8, 5), (32, 5))
+
+
+def test_profiles_of_their_own() -> None:
+    assert default_profiles(None, None) == (PROFILE,)
+    assert default_profiles(2, None) == ()
+    lying, standing = default_profiles(None, (512, 2048))
+    assert (str(lying), str(standing)) == ("1,1,4@32x32,512x683,512x2048", "1,1,4@32x32,683x512,2048x512")
+    assert default_profiles(None, (2048, 512)) == (lying, standing)
+    assert list(map(str, default_profiles(2, (64, 64)))) == ["2,2,2@32x32,64x64,64x64"]
+    assert list(map(str, default_profiles(None, (20, 20)))) == ["1,1,4@20x20,20x20,20x20"]
+
+
+def test_passports_and_requests_from_before_sizes_are_read_and_written_as_they_were() -> None:
+    document = FACTS.to_dict()
+    assert document["profiles"][0] == {"minimum": 1, "optimum": 8, "maximum": 32}
+    sized = replace(FACTS, profiles=(Profile.parse("1@64x64"),)).to_dict()
+    assert sized["profiles"][0]["sizes"] == [[64, 64], [64, 64], [64, 64]]
+    assert EngineFacts.from_dict(sized).profiles == (Profile.parse("1@64x64"),)
+    for wrong in ([[64, 64]], [[64], [64], [64]], [[64, 64], [64, 64], [64, "64"]], [[64, 64], [32, 64], [64, 64]], 64):
+        with pytest.raises((TypeError, ValueError)):
+            EngineFacts.from_dict({**sized, "profiles": [{**sized["profiles"][0], "sizes": wrong}]})
 
 
 @pytest.mark.parametrize(

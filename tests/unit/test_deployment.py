@@ -377,6 +377,56 @@ def test_what_a_precision_would_pass_over_in_silence_is_refused(precision: dict[
     assert str(caught.value).startswith(words)
 
 
+ANY_SIZE = {"variant": "t", "task": "segment", "head": "fpn", "size": [512, 2048], "num_classes": 150, "any_size": True}
+
+
+def of_profiles(any_size: bool, batch: int, *profiles: str) -> DeploymentSpec:
+    document = {
+        "name": "a",
+        "model": ANY_SIZE | {"any_size": any_size},
+        "export": {"batch": batch},
+        "engine": {"profiles": list(profiles)},
+    }
+    return spec_from_dict(document)
+
+
+def test_profiles_of_a_model_of_any_size_have_sizes() -> None:
+    spec = of_profiles(True, 0, "1,1,4@256x256,512x512,512x2048", "1@512x512")
+    assert spec_from_dict(tomllib.loads(spec_text(spec))) == spec
+    assert [str(each) for each in spec.engine.request("rtx").profiles][1] == "1,1,1@512x512,512x512,512x512"
+    assert of_profiles(True, 2, "2@512x512").export.batch == 2
+    assert of_profiles(True, 0).engine.profiles == ()
+
+
+@pytest.mark.parametrize(
+    ("any_size", "batch", "profile", "words"),
+    [
+        (
+            True,
+            0,
+            "1,8,32",
+            "engine.profiles 1,8,32 without sizes, and model.any_size is true; expected such as",
+        ),
+        (
+            False,
+            0,
+            "8@64x64",
+            "engine.profiles 8@64x64 with sizes, and model.any_size is false; expected batches",
+        ),
+        (True, 2, "1@64x64", "engine.profiles 1@64x64 with export.batch 2; expected batches of 2"),
+        (False, 2, "2", "engine.profiles with export.batch 2; expected export.batch 0"),
+        (True, 0, "1@64x64,32x64,64x64", "engine.profiles '1@64x64,32x64,64x64'; expected MIN,OPT,MAX"),
+        (True, 0, "1@64x5000", "engine.profiles '1@64x5000'; expected MIN,OPT,MAX"),
+    ],
+)
+def test_a_profile_that_the_model_cannot_have_is_refused_before_anything_is_done(
+    any_size: bool, batch: int, profile: str, words: str
+) -> None:
+    with pytest.raises(OptionError) as caught:
+        of_profiles(any_size, batch, profile)
+    assert str(caught.value).startswith(words)
+
+
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     line = refusal(tmp_path / "my.toml")
     assert "is no deployment spec (No such file or directory); expected a TOML file" in line

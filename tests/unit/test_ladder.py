@@ -107,6 +107,17 @@ def test_equal_rungs_agree() -> None:
     found.require_passed()
 
 
+def test_batches_of_several_sizes_are_one_climb() -> None:
+    """As of a file of any size: logits of h x w pixels, another h and w in each batch; the fault is in the second."""
+    want = [np.random.default_rng(k).standard_normal((2, 3, *size)) for k, size in enumerate(((2, 5), (4, 1)))]
+    have = [want[0], want[1] + 0.5 * (np.arange(24).reshape(want[1].shape) == 23)]
+    maps = [Fixed(name, *({"logits": batch} for batch in batches)) for name, batches in (("paper", want), ("m", have))]
+    found = climbed([Rung("torch", maps[0], FP32), Rung("onnx", maps[1], FP32)], 2, 2)
+    (step,) = found.steps
+    assert (found.images, found.passed, step.first.top1_agreement) == (4, False, None)
+    assert step.first.worst["logits"].index == (3, 2, 3, 0)
+
+
 @pytest.mark.parametrize("rung", ["rewritten", "onnx"])
 def test_the_first_rung_out_and_its_first_block_are_named(rung: str) -> None:
     found = climbed(ladder(**{rung: (0.01, "stage0.block0.mlp"), "precision": (0.01, "stage0.block0.mlp")}))

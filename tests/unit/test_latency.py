@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from sepvit_deploy.cli.app import parse_share
 from sepvit_deploy.errors import InputError, OptionError, OutputError
-from sepvit_deploy.latency import SCHEMA, Point, Rates, Results, Work, read_results, write_results
+from sepvit_deploy.latency import SCHEMA, Engine, Point, Rates, Results, Work, read_results, write_results
 from tests.unit.latencies import engine, point, results
 
 SCHEMA_FILE = Path(__file__).parents[2] / "sepvit_deploy" / "results.schema.json"
@@ -78,14 +78,35 @@ def test_a_file_satisfies_the_schema_that_is_documented(written: Path) -> None:
 def test_the_schema_describes_every_attribute() -> None:
     schema = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
 
-    def walk(node: Any, record: type) -> None:
-        assert set(node["properties"]) - {"schema", "kind"} == {entry.name for entry in fields(record)}
-        assert set(node["required"]) == set(node["properties"])
+    def walk(node: Any, record: type, *more: str) -> None:
+        assert set(node["properties"]) - set(more) == {entry.name for entry in fields(record)}
+        later = {entry.name for entry in fields(record) if entry.metadata.get("later")}
+        assert set(node["required"]) == set(node["properties"]) - later
         assert node["additionalProperties"] is False
 
-    walk(schema, Results)
-    for name, record in (("point", Point), ("work", Work), ("rates", Rates)):
+    walk(schema, Results, "schema", "kind")
+    for name, record in (("engine", Engine), ("point", Point), ("work", Work), ("rates", Rates)):
         walk(schema["$defs"][name], record)
+
+
+def test_the_size_of_the_images_is_kept_and_older_results_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    kept = results(point(), engines=(engine("t.plan", image_size=(512, 2048)),))
+    write_results(kept, path)
+    assert read_results(path).engines[0].image_size == (512, 2048)
+    document = json.loads(path.read_text(encoding="utf-8"))
+    schema = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
+    jsonschema.validate(document, schema)
+    for wrong in ([512], [512, 0], [512, 2048, 3], 512, ["512", 2048]):
+        document["engines"][0]["image_size"] = wrong
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(document, schema)
+        path.write_text(json.dumps(document), encoding="utf-8")
+        refused(path, "contradicts itself")
+    del document["engines"][0]["image_size"]
+    path.write_text(json.dumps(document), encoding="utf-8")
+    jsonschema.validate(document, schema)
+    assert read_results(path).engines[0].image_size is None
 
 
 def refused(path: Path, text: str) -> None:

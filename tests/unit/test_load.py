@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sepvit_deploy import masks
 from sepvit_deploy.errors import LoadFailed, OptionError
 from sepvit_deploy.load.answers import alike, difference, unfit
 from sepvit_deploy.load.arrivals import Sent, closed_loop, open_loop, poisson
@@ -141,6 +142,31 @@ LOGITS = {"logits": np.array([[10.0, -2.0, 1.0]], np.float32)}
 def test_logits_are_held_against_those_without_a_load(outputs: dict[str, Any], found: str | None) -> None:
     said = difference(LOGITS, outputs)
     assert said is None if found is None else found in str(said)
+
+
+def mask_png(mask: np.ndarray) -> np.ndarray:
+    return np.array([[masks.mask_png(mask, masks.palette(9))]], np.object_)
+
+
+MASK = np.zeros((1, 10, 10), np.uint8)
+OTHER = {share: np.arange(100).reshape(1, 10, 10) < share for share in (2, 3, 100)}
+
+
+@pytest.mark.parametrize(
+    ("share", "right"), [(0, True), (2, True), (3, False), (100, False)], ids=lambda value: str(value)
+)
+def test_masks_are_held_against_those_without_a_load_by_pixels(share: int, right: bool) -> None:
+    """Two in a hundred may differ, by however much."""
+    other = np.where(OTHER[share], 8, MASK).astype(np.uint8) if share else MASK
+    assert (difference({"mask": MASK}, {"mask": other}) is None) == right
+    assert (difference({"mask": mask_png(MASK[0])}, {"mask": mask_png(other[0])}) is None) == right
+
+
+def test_a_mask_of_another_size_or_that_is_none_is_wrong() -> None:
+    reference = {"mask": mask_png(MASK[0])}
+    for other in (mask_png(MASK[0, :9]), np.array([[b"no PNG"]], np.object_)):
+        assert "mask is not what" in str(difference(reference, {"mask": other}))
+    assert difference({"mask": other}, {"mask": other}) is None
 
 
 def classes(ids: list[int], scores: list[float], labels: list[str] | None = None) -> dict[str, Any]:

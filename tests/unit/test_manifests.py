@@ -201,6 +201,13 @@ def test_a_dot_in_a_name_is_no_pattern_and_a_dense_model_stands_alone() -> None:
     assert 'model=~"a[.]b"' in monitoring.ratio_query(cluster(model="a.b", classifies=False))
 
 
+def test_a_segmentation_model_stands_between_its_own_two() -> None:
+    asked = cluster(classifies=False, segments=True)
+    assert asked.pictures == "sepvit_t_segment"
+    assert 'model=~"sepvit_t|sepvit_t_preprocess|sepvit_t_mask"' in monitoring.ratio_query(asked)
+    assert "pillow" in dockerfile(asked)
+
+
 def test_the_autoscaler_of_kubernetes_scales_by_what_the_rule_records() -> None:
     asked = cluster(autoscaler="hpa", queue_ratio=0.25)
     rule, scaler = monitoring.prometheus_rule(asked), monitoring.horizontal_pod_autoscaler(asked)

@@ -10,6 +10,7 @@ import threading
 import time
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 
 from sepvit_deploy.building import Profile
-from sepvit_deploy.errors import DeviceError, InputError, SepvitError
+from sepvit_deploy.errors import DeviceError, GraphError, InputError, SepvitError
 from sepvit_deploy.server.batcher import Batcher, Result
 from sepvit_deploy.server.lane import Lane, Model
 from sepvit_deploy.server.refusal import ClientGone, Refusal
@@ -143,6 +144,62 @@ def test_a_full_batch_does_not_wait_and_whole_requests_keep_their_order() -> Non
             assert time.perf_counter() - started < 0.25
 
     asyncio.run(scene())
+
+
+SEGMENT = ModelSpec("lite", "segment", (8, 16), 3, head="fpn", output="mask", any_size=True)
+
+
+class Free(Device):
+    """A mask of any size, but no square."""
+
+    input_shape = (None, 3, None, None)
+
+    def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        if images.shape[2] == images.shape[3]:
+            raise GraphError("a square")
+        self.batches.append(len(images))
+        return {"mask": images[:, 0].astype(np.uint8)}
+
+
+def test_images_of_one_size_run_together_and_a_size_that_fails_is_no_fault_of_the_models() -> None:
+    async def scene() -> None:
+        device, failures = Free(), []
+        lane = Lane(source(device, SEGMENT), 1)
+        await lane.open(4)
+        assert (lane.outputs, lane.types, lane.output_bytes) == ({"mask": (None, None)}, {"mask": "UINT8"}, 128)
+        device.batches.clear()
+        batcher = Batcher(
+            lane, delay_s=0.05, max_queue=20, batched=lambda version, images, s: None, failed=failures.append
+        )
+
+        async def ask(number: int, height: int, width: int) -> Any:
+            with batcher.place(1, time.perf_counter() + 5) as place:
+                result = await batcher.run(place, np.full((1, 3, height, width), number, np.float32), never)
+            return result.outputs["mask"]
+
+        work = asyncio.create_task(batcher.work())
+        asked = [ask(k, *size) for k, size in enumerate([(8, 16), (4, 2), (8, 16), (4, 2), (8, 16)])]
+        for k, found in enumerate(await asyncio.gather(*asked)):
+            assert (found == k).all()
+        assert device.batches == [3, 2]
+        for _ in range(4):
+            with pytest.raises(Refusal, match="does not take images of 5x5 pixels") as caught:
+                await ask(0, 5, 5)
+            assert caught.value.status == 400
+        assert (lane.failures, failures) == (0, [])
+        work.cancel()
+        await lane.close()
+
+    asyncio.run(scene())
+
+
+def test_a_model_that_is_not_what_its_passport_says_does_not_open() -> None:
+    logits = replace(SEGMENT, output="logits")
+    for spec in (logits, replace(logits, any_size=False)):
+        with pytest.raises(InputError, match="gives mask of uint8 8x16; expected logits of float32 3x2x4"):
+            asyncio.run(Lane(source(Free(), spec), 1).open(4))
+    with pytest.raises(InputError, match="has 70000 classes; expected at most 65536"):
+        asyncio.run(Lane(source(Free(), replace(logits, num_classes=70_000)), 1).open(4))
 
 
 def test_an_engine_gets_batches_that_it_takes() -> None:
@@ -330,6 +387,38 @@ def test_a_new_model_must_be_like_the_one_before(spec: ModelSpec, device: Device
         before, after = Lane(source(Device()), 1), Lane(source(device, spec), 2)
         await before.open(4)
         await after.open(4)
+        try:
+            require_alike(before, after)
+        finally:
+            await before.close()
+            await after.close()
+
+    if words is None:
+        asyncio.run(scene())
+    else:
+        with pytest.raises(InputError, match=words):
+            asyncio.run(scene())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"head": "upernet"}, "head upernet; expected fpn"),
+        ({"any_size": False}, "any_size False; expected True"),
+        ({"size": (16, 8)}, "size"),
+        ({"classes": ["a", "c", "b"]}, "classes"),
+        ({}, None),
+    ],
+    ids=str,
+)
+def test_a_segmentation_model_gives_way_to_one_of_its_kind(change: dict[str, Any], words: str | None) -> None:
+    names = change.pop("classes", ["a", "b", "c"])
+
+    async def scene() -> None:
+        before, after = Lane(source(Free(), SEGMENT), 1), Lane(source(Free(), replace(SEGMENT, **change)), 2)
+        await before.open(2)
+        await after.open(2)
+        before.model, after.model = replace(before.model, classes=["a", "b", "c"]), replace(after.model, classes=names)
         try:
             require_alike(before, after)
         finally:

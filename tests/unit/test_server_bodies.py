@@ -18,7 +18,7 @@ from PIL import Image
 from sepvit_deploy.errors import OptionError
 from sepvit_deploy.server.app import _denied
 from sepvit_deploy.server.bodies import Bodies
-from sepvit_deploy.server.pictures import Workers, pixels
+from sepvit_deploy.server.pictures import Workers, prepared
 from sepvit_deploy.server.refusal import Refusal
 from sepvit_deploy.server.settings import Settings
 from sepvit_deploy.spec import Preprocessing
@@ -126,7 +126,7 @@ def png(width: int, height: int) -> bytes:
 )
 def test_pictures_are_refused_by_what_is_wrong_with_them(content: bytes, status: int, words: str) -> None:
     with pytest.raises(Refusal, match=words) as caught:
-        pixels(content, IMAGENET, max_pixels=1_000_000)
+        prepared(content, IMAGENET, max_pixels=1_000_000)
     assert caught.value.status == status
 
 

@@ -235,6 +235,42 @@ def test_outputs_are_given_as_they_are_asked_for() -> None:
     assert document["outputs"][1] == {"name": "a", "datatype": "FP32", "shape": [1, 4], "data": [0.0, 1.0, 2.0, 3.0]}
 
 
+FREE = Signature(
+    "m",
+    Tensor("images", "FP32", (None, 3, None, None), within=(2, 4)),
+    (Tensor("mask", "UINT8", (None, None, None)), Tensor("logits", "FP32", (None, 5, None, None))),
+    max_batch=4,
+)
+
+
+@pytest.mark.parametrize("size", [(2, 4), (4, 2), (1, 1), (1, 3)], ids=str)
+def test_a_free_size_fits_upright_or_lying(size: tuple[int, int]) -> None:
+    values = np.zeros((2, 3, *size), np.float32)
+    assert parse(body(tensor(values)), None, FREE).shape == values.shape
+    assert parse(*binary(values.tobytes(), shape=list(values.shape)), FREE).shape == values.shape
+
+
+@pytest.mark.parametrize("size", [(3, 3), (2, 5), (0, 2), (-1, -8), (10**40, 1)], ids=str)
+def test_a_size_that_does_not_fit_is_refused(size: tuple[int, int]) -> None:
+    assert "expected height and width within 2x4, or turned" in refusal(body(tensor(shape=[1, 3, *size])), None, FREE)
+    assert "expected [B,3,height,width]" in refusal(body(tensor(shape=[1, 3, 2])), None, FREE)
+
+
+def test_masks_and_maps_are_given_in_binary_and_in_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = np.arange(8, dtype=np.uint8).reshape(1, 2, 4) + np.uint8(248)
+    logits = np.arange(10, dtype=np.float32).reshape(1, 5, 1, 2)
+    outputs = [{"name": "mask", "parameters": {"binary_data": True}}, {"name": "logits"}]
+    request = parse(body(tensor(np.zeros((1, 3, 2, 4), np.float32)), outputs=outputs), None, FREE)
+    found, length = answer("m", "1", request, {"mask": mask, "logits": logits}, FREE)
+    first, second = json.loads(found[:length])["outputs"]
+    assert first == {"name": "mask", "datatype": "UINT8", "shape": [1, 2, 4], "parameters": {"binary_data_size": 8}}
+    assert found[length:] == bytes(range(248, 256))
+    assert (second["shape"], second["data"]) == ([1, 5, 1, 2], logits.ravel().tolist())
+    monkeypatch.setattr("sepvit_deploy.server.protocol.MOST_JSON_VALUES", 9)
+    with pytest.raises(Refusal, match="logits has 10 values, too many for JSON"):
+        answer("m", "1", request, {"mask": mask, "logits": logits}, FREE)
+
+
 def test_strings_are_given_as_text_or_with_their_lengths() -> None:
     tensors: dict[str, Any] = {"class": np.array([[4, 2]]), "label": ["Füchse".encode(), b"cat"]}
     request = parse(*binary(strings(b"x"), signature=PICTURES), PICTURES)

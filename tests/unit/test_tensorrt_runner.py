@@ -18,9 +18,11 @@ from sepvit_deploy.errors import DeviceError, InputError, PlanError
 from sepvit_deploy.runners.tensorrt import TensorRtRunner
 from tests.unit import fake_tensorrt
 from tests.unit.fake_cuda import FakeCuda
-from tests.unit.fake_tensorrt import SIDE, model, plan
+from tests.unit.fake_tensorrt import SIDE, mask, model, plan
 
 PROFILES = [[1, 1, 1], [2, 8, 8], [4, 16, 32]]
+SIZES = [[[2, 2], [4, 6], [4, 12]], [[2, 2], [6, 4], [12, 4]], [[4, 4], [4, 4], [4, 4]]]
+ANY_SIZE = plan([[1, 1, 4], [1, 1, 4], [1, 2, 8]], sizes=SIZES)
 Make = Callable[..., TensorRtRunner]
 
 
@@ -46,8 +48,8 @@ def make(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> Make:
     return runner
 
 
-def images(batch: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal((batch, 3, SIDE, SIDE), dtype=np.float32)
+def images(batch: int, seed: int = 0, size: tuple[int, int] = (SIDE, SIDE)) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((batch, 3, *size), dtype=np.float32)
 
 
 def assert_right(found: dict[str, np.ndarray], batch: np.ndarray) -> None:
@@ -101,7 +103,7 @@ def test_any_sequence_of_batches_is_computed_right(graph: bool, batches: list[in
 
 def test_the_profile_tuned_for_the_nearest_batch_runs(make: Make) -> None:
     with make() as runner:
-        chosen = {batch: runner._loaded.profile_for(batch) for batch in (1, 2, 5, 8, 9, 32)}
+        chosen = {batch: runner._loaded.profile_for((batch, 3, SIDE, SIDE)) for batch in (1, 2, 5, 8, 9, 32)}
     assert chosen == {1: 0, 2: 1, 5: 1, 8: 1, 9: 2, 32: 2}
 
 
@@ -209,10 +211,74 @@ def test_a_batch_that_no_profile_takes(make: Make) -> None:
     with make(plan([[1, 1, 1], [4, 8, 8]])) as runner:
         assert runner.input_shape == (None, 3, SIDE, SIDE)
         for batch in (2, 9):
-            words = rf"batch of {batch}; expected 1 to 1 or 4 to 8; build it with --profile 1,{batch},{batch}"
+            words = rf"batch of {batch}; expected 1 or 4 to 8; build it with --profile 1,{batch},{batch}"
             with pytest.raises(InputError, match=words):
                 runner.run(images(batch))
         assert_right(runner.run(images(8)), images(8))
+
+
+@pytest.mark.parametrize(
+    ("shape", "profile"),
+    [
+        ((1, 4, 12), 0),
+        ((1, 12, 4), 1),
+        ((1, 4, 5), 0),
+        ((1, 3, 3), 0),  # as near to the second, which comes later
+        ((2, 4, 4), 2),
+        ((8, 4, 4), 2),
+    ],
+)
+def test_the_profile_tuned_for_the_nearest_size_runs(make: Make, shape: tuple[int, int, int], profile: int) -> None:
+    batch, height, width = shape
+    with make(ANY_SIZE) as runner:
+        assert runner.input_shape == (None, 3, None, None)
+        assert [str(each) for each in runner.profiles][:2] == ["1,1,4@2x2,4x6,4x12", "1,1,4@2x2,6x4,12x4"]
+        assert runner._loaded.profile_for((batch, 3, height, width)) == profile
+
+
+@pytest.mark.parametrize("graph", [False, True])
+@settings(max_examples=30, deadline=None)
+@given(shapes=st.lists(st.tuples(st.integers(1, 4), st.integers(2, 4), st.integers(2, 12)), min_size=1, max_size=8))
+def test_any_sequence_of_sizes_is_computed_right(graph: bool, shapes: list[tuple[int, int, int]]) -> None:
+    cuda = FakeCuda()
+    with pytest.MonkeyPatch.context() as patch:
+        loaded(patch, cuda)
+        with TensorRtRunner(ANY_SIZE, name="t", builder="tensorrt", cuda=cuda, cuda_graph=graph) as runner:
+            for seed, (batch, *size) in enumerate(shapes):
+                height, width = size if seed % 2 else reversed(size)
+                batches = images(batch, seed, (height, width))
+                for _ in range(3 if graph else 1):
+                    (found,) = runner.run(batches).values()
+                    assert found.dtype == np.uint8
+                    np.testing.assert_array_equal(found, mask(batches)["mask"])
+            if not graph:  # buffers are of the largest images: made once for each profile, whatever comes
+                assert cuda.calls.count("allocate") == 2 * len(runner._slots)
+    assert not cuda.live
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 13), (1, 1, 4), (5, 4, 6), (9, 4, 4)])
+def test_a_size_that_no_profile_covers_is_named_with_the_build_that_would(
+    make: Make, shape: tuple[int, int, int]
+) -> None:
+    batch, height, width = shape
+    with make(ANY_SIZE) as runner:
+        with pytest.raises(InputError) as caught:
+            runner.run(images(batch, size=(height, width)))
+        runner.run(images(4, size=(4, 12)))  # and the next one is not harmed
+    assert str(caught.value) == (
+        f"t.plan was given a batch of {batch} at {height}x{width}; expected 1 to 4 at 2x2 to 4x12 or 1 to 4 at 2x2 to "
+        "12x4 or 1 to 8 at 4x4; type: sepvit-deploy build FILE.onnx --profile 1,1,4@2x2,4x6,4x12 "
+        f"--profile 1,1,4@2x2,6x4,12x4 --profile 1,2,8@4x4,4x4,4x4 --profile {batch}@{height}x{width}"
+    )
+
+
+def test_resident_batches_of_any_size(make: Make) -> None:
+    with make(ANY_SIZE) as runner:
+        lying, standing = (runner.resident([images(1, size=size)]) for size in ((4, 12), (12, 4)))
+        for once in (lying, standing, lying):
+            assert once(0)[0] == 1.25
+        document, _ = runner.inspected(images(1, size=(3, 9)))
+        assert json.loads(document)["Layers"][0]["type"] == "Half"
 
 
 def test_images_of_another_shape_or_type(make: Make) -> None:

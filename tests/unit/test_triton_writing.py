@@ -6,8 +6,11 @@ import errno
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sepvit_deploy.artifact import read_passport, sha256
-from sepvit_deploy.building import Profile
+from sepvit_deploy.building import NetworkFacts, Profile
 from sepvit_deploy.contract import name_of, require_name
 from sepvit_deploy.errors import InputError, OptionError, OutputError, PlanError
 from sepvit_deploy.pipeline.repository import write_repository
@@ -25,9 +28,10 @@ from sepvit_deploy.spec import ModelSpec
 from sepvit_deploy.triton import Served, Serving, lint, placing, read_repository
 from sepvit_deploy.triton import config as configs
 from sepvit_deploy.triton import write as triton_write
-from sepvit_deploy.triton.messages import as_text, parse
+from sepvit_deploy.triton.messages import as_text, parse, type_name
 from sepvit_deploy.triton.served import covered, limit
 from tests.cpu.commands import call, complaint, left_over, unprivileged
+from tests.cpu.serving import segmenter
 from tests.unit.triton_files import model_spec, onnx_file, plan_file
 
 
@@ -93,6 +97,91 @@ def test_an_onnx_file_is_asked_for_on_a_gpu_and_falls_back(files: Path, tmp_path
     assert (provider.name, dict(provider.parameters)) == ("cuda", {"use_tf32": "0"})
     assert not on_cpu.HasField("optimization")
     assert left_over(tmp_path) == ["b"]
+
+
+def shapes(entries: Any) -> dict[str, tuple[str, list[int]]]:
+    return {entry.name: (type_name(entry.data_type), list(entry.dims)) for entry in entries}
+
+
+@pytest.mark.parametrize(
+    ("options", "image", "given"),
+    [
+        ({}, [3, 64, 96], ("logits", ("FP32", [5, 16, 24]))),
+        ({"output": "mask"}, [3, 64, 96], ("mask", ("UINT8", [64, 96]))),
+        ({"output": "mask", "any_size": True}, [3, -1, -1], ("mask", ("UINT8", [-1, -1]))),
+        ({"any_size": True}, [3, -1, -1], ("logits", ("FP32", [5, -1, -1]))),
+        ({"batch": 2}, [2, 3, 64, 96], ("logits", ("FP32", [2, 5, 16, 24]))),
+    ],
+    ids=["logits", "mask", "mask of any size", "logits of any size", "batch of 2"],
+)
+def test_a_segmentation_file_becomes_an_ensemble_that_gives_masks(
+    tmp_path: Path, options: dict[str, Any], image: list[int], given: tuple[str, tuple[str, list[int]]]
+) -> None:
+    root = tmp_path / "root"
+    file = segmenter(tmp_path / "s.onnx", size=(64, 96), **options)
+    assert write(root, file) == {"s_preprocess": 1, "s_mask": 1, "s": 1, "s_segment": 1}
+    lead = [2] if "batch" in options else []
+    sizes = {name: ("INT64", [*lead, 2]) for name in ("input_size", "picture_size")}
+    model, ensemble, behind = (config(root, name) for name in ("s", "s_segment", "s_mask"))
+    assert shapes(model.input) == {"images": ("FP32", image)}
+    assert shapes(model.output) == dict([given])
+    assert not model.output[0].label_filename
+    assert shapes(config(root, "s_preprocess").output) == {"images": ("FP32", image)} | sizes
+    assert shapes(behind.input) == dict([given]) | sizes
+    assert shapes(ensemble.input) == {"image": ("BYTES", [*lead, 1])}
+    assert shapes(ensemble.output) == shapes(behind.output) == {"mask": ("BYTES", [*lead, 1])}
+    assert all(warmup.inputs["images"].dims[-2:] == [64, 96] for warmup in model.model_warmup)
+    assert lint(read_repository(root)).findings == ()
+    assert config(root, "s", "configs/cpu.pbtxt").output == model.output
+    assert write(root, file) == {"s_preprocess": 1, "s_mask": 1, "s": 1, "s_segment": 1}, "nothing is new"
+
+
+def test_a_mask_is_painted_as_its_passport_says_and_is_always(tmp_path: Path) -> None:
+    root, colours = tmp_path / "root", [[k, 0, 255 - k] for k in range(5)]
+    write(root, segmenter(tmp_path / "s.onnx", facts={"palette": colours}))
+    settings = json.loads((root / "s_mask" / "1" / "masking.json").read_text(encoding="utf-8"))
+    assert settings == {"palette": colours}
+    done = call("triton", segmenter(tmp_path / "s.onnx"), "--repository", root)
+    complaint(done, "masking.json differs from what is new: another palette")
+    odd = segmenter(tmp_path / "odd.onnx", facts={"palette": [[1, 2, 300]] * 5})
+    complaint(call("triton", odd, "--repository", root), "the passport's palette are 5 entries", "of 0 to 255")
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join("abcde"), encoding="utf-8")
+    done = call("triton", segmenter(tmp_path / "t.onnx"), "--repository", root, "--labels", names)
+    complaint(done, "which gives masks of class numbers; expected a classifier")
+
+
+def test_a_plan_of_masks_of_any_size_is_judged_by_its_types(tmp_path: Path) -> None:
+    onnx = segmenter(tmp_path / "s.onnx", output="mask", any_size=True, size=(64, 96))
+    network = NetworkFacts(3, {}, {}, {"images": [-1, 3, -1, -1]}, {"mask": [-1, -1, -1]})
+    profiles = (Profile.parse("1,1,4@32x32,64x85,64x96"), Profile.parse("1,1,4@32x32,85x64,96x64"))
+    passport = read_passport(onnx)
+    assert passport is not None
+    plan = plan_file(tmp_path / "s.plan", onnx, *profiles, network=network, model=passport.model)
+    root = tmp_path / "root"
+    write(root, plan)
+    made = config(root, "s")
+    assert (made.max_batch_size, list(made.instance_group[0].profile)) == (4, ["0", "1"])
+    assert shapes(made.output) == {"mask": ("UINT8", [-1, -1])}
+    complaint(call("triton", plan, "--repository", tmp_path / "g", "--cuda-graphs"), "takes any size; expected a plan")
+    place = root / "s" / "config.pbtxt"
+    place.write_text(place.read_text(encoding="utf-8").replace("TYPE_UINT8", "TYPE_FP32"), encoding="utf-8")
+    broken = {(each.rule, each.place) for each in lint(read_repository(root)).findings}
+    assert {("tensors", "s/config.pbtxt"), ("ensemble-types", "s_segment")} <= broken
+
+
+def test_a_python_model_has_every_module_that_it_needs(files: Path, tmp_path: Path) -> None:
+    """Of those that Python reads to import it; what a function of theirs imports is for the server's own test."""
+    write(tmp_path, files / "a.onnx")
+    write(tmp_path, segmenter(tmp_path.with_name("s.onnx"), output="mask"))
+    for model in ("a_preprocess", "a_rank", "s_preprocess", "s_mask"):
+        folder = tmp_path / model / "1"
+        text = (folder / "model.py").read_text(encoding="utf-8")
+        wanted = re.findall(r"from (sepvit_deploy\.\w+) import", text)
+        script = f"import sys; sys.path.insert(0, {str(folder)!r}); import {', '.join(wanted)}; print({wanted[0]})"
+        done = subprocess.run([sys.executable, "-I", "-S", "-c", script], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert str(folder) in done.stdout
 
 
 def test_int8_as_tensorrt_takes_it_is_not_fused_on_a_cpu(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The contract of /v1/classify: what may be sent, how many classes, and the form of an answer."""
+"""The contract of /v1/classify and /v1/segment: what may be sent, how many classes, and the form of an answer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from sepvit_deploy.classes import TOP, ranked
 from sepvit_deploy.errors import ImageError, ImageTooLarge, InputError
 from sepvit_deploy.images import decode_image
-from sepvit_deploy.uploads import is_plain, is_taken, media_type, parse_top, refusal_status, rows
+from sepvit_deploy.uploads import JSON, PNG, is_plain, is_taken, mask_type, media_type, parse_top, refusal_status, rows
 
 
 def test_types_and_encodings() -> None:
@@ -28,6 +28,32 @@ def test_top() -> None:
 def test_what_is_no_number_of_classes(text: str) -> None:
     with pytest.raises(InputError, match=r"^top is .*; expected 1 to 1000$"):
         parse_top(text)
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        (None, PNG),
+        ("", PNG),
+        ("*/*", PNG),
+        ("Image/PNG", PNG),
+        ("image/*;q=0.5, text/html", PNG),
+        ("application/json", JSON),
+        ("application/*", JSON),
+        ("text/html, application/json;q=0.9, */*;q=0.8", JSON),
+        ("image/png;q=0, */*", JSON),
+        ("image/png;q=high, application/json", PNG),
+    ],
+    ids=str,
+)
+def test_the_type_of_a_mask_is_what_the_client_wants_more(accept: str | None, kind: str) -> None:
+    assert mask_type(accept) == kind
+
+
+@pytest.mark.parametrize("accept", ["text/html", "image/jpeg, text/*", "*/*;q=0", "image/png;q=0"])
+def test_a_type_that_no_mask_has(accept: str) -> None:
+    with pytest.raises(InputError, match=r"expected image/png or application/json"):
+        mask_type(accept)
 
 
 def test_a_picture_that_is_too_large_has_a_status_of_its_own() -> None:

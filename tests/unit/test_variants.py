@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from sepvit_deploy.errors import OptionError
 from sepvit_deploy.variants import (
+    ABLATIONS,
     HEAD_WIDTH,
     VARIANTS,
     Task,
@@ -23,7 +24,7 @@ from sepvit_deploy.variants import (
 )
 
 SIZES = st.tuples(st.integers(1, 2048), st.integers(1, 2048))
-NAMES = st.sampled_from(sorted(VARIANTS))
+NAMES = st.sampled_from(sorted(VARIANTS | ABLATIONS))
 
 
 @pytest.mark.parametrize(
@@ -68,7 +69,8 @@ def test_an_unknown_variant_is_refused_with_the_known_ones() -> None:
     with pytest.raises(OptionError) as caught:
         variant_named("xl")
     assert str(caught.value) == (
-        "there is no variant 'xl'; expected one of lite, t, s, b; type: sepvit-deploy variants"
+        "there is no variant 'xl'; expected one of lite, t, s, b, or an ablation; "
+        "type: sepvit-deploy variants --ablations"
     )
 
 
@@ -86,7 +88,7 @@ def test_a_single_window_has_no_window_token_for_classification_alone() -> None:
 
 @given(name=NAMES, task=st.sampled_from(get_args(Task)), size=SIZES)
 def test_windows_cover_the_map_with_the_least_padding(name: str, task: Task, size: tuple[int, int]) -> None:
-    variant = VARIANTS[name]
+    variant = variant_named(name)
     maps = map_sizes(size)
     for block in block_shapes(variant, task, size):
         height, width = maps[block.stage]
@@ -98,7 +100,7 @@ def test_windows_cover_the_map_with_the_least_padding(name: str, task: Task, siz
 
 @given(name=NAMES, size=SIZES)
 def test_larger_images_cost_more(name: str, size: tuple[int, int]) -> None:
-    variant = VARIANTS[name]
+    variant = variant_named(name)
     assert count_macs(variant, "dense", size) < count_macs(variant, "dense", (size[0] + 32, size[1]))
 
 

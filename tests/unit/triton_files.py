@@ -56,7 +56,7 @@ def onnx_file(
 
 def plan_file(path: Path, parent: Path, *profiles: Profile, classes: int = 5, **more: Any) -> Path:
     """A plan that no TensorRT made, with the passport that it would have; built from ``parent`` says its passport."""
-    batch = more.pop("batch", None)
+    batch, spec = more.pop("batch", None), more.pop("model", model_spec(classes))
     lead = -1 if batch is None else batch
     network = NetworkFacts(3, {"FLOAT": 1}, {}, {"images": [lead, 3, SIDE, SIDE]}, {"logits": [lead, classes]})
     known: dict[str, Any] = {
@@ -71,7 +71,7 @@ def plan_file(path: Path, parent: Path, *profiles: Profile, classes: int = 5, **
     passport = Passport(
         stage="build",
         parents=(Parent("onnx", parent.name, sha256=digest), Parent("weights", "w.pth", sha256="ab" * 32)),
-        model=model_spec(classes),
+        model=spec,
         facts={"precision": "fp32", "engine": facts.to_dict()},
     )
     magic = b"ftrt" if facts.builder == "tensorrt" else b"vtrt"

@@ -1,6 +1,7 @@
 """Pictures to ``images``, inside Triton's Python backend; the folder of this file holds the package that it runs.
 
-A request gives ``image`` or ``pixels``, and its own answer: what is no picture fails that request, and no other.
+A request gives ``image`` or ``pixels``, and its own answer: what is no picture fails that request, and no other. For
+masks, which are made behind the model, it gives the sizes of images and pictures, too.
 B batch, H x W the model's input.
 """
 
@@ -37,6 +38,7 @@ class TritonPythonModel:
         settings = json.loads((folder / "preprocessing.json").read_text(encoding="utf-8"))
         self._max_pixels = int(settings["max_pixels"])
         self._preprocessing = Preprocessing.from_dict(settings["preprocessing"])
+        self._sizes = bool(settings.get("sizes"))
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request of a batch."""
@@ -47,15 +49,16 @@ class TritonPythonModel:
 
         triton = self._triton
         try:
-            return triton.InferenceResponse([triton.Tensor("images", self._images(request))])
+            outputs = self._outputs(request)
+            return triton.InferenceResponse([triton.Tensor(name, values) for name, values in outputs.items()])
         except InputError as error:
             problem = triton.TritonError(str(error), triton.TritonError.INVALID_ARG)
         except MemoryError:
             problem = triton.TritonError("out of memory", triton.TritonError.UNAVAILABLE)
         return triton.InferenceResponse(error=problem)
 
-    def _images(self, request: Any) -> NDArray[np.float32]:
-        """The pictures of a request, (B, 3, H, W)."""
+    def _outputs(self, request: Any) -> dict[str, NDArray[Any]]:
+        """The pictures of a request, (B, 3, H, W), and where they are asked for the sizes, (B, 2) each."""
         import numpy as np
 
         from sepvit_deploy.errors import InputError
@@ -66,7 +69,8 @@ class TritonPythonModel:
         if len(present) != 1:
             raise InputError("both image and pixels" if present else "no input", expected="either image or pixels")
         ((kind, values),) = present.items()
-        inputs = []
+        inputs: list[NDArray[np.float32]] = []
+        sizes = []
         for number, value in enumerate(values, 1):
             name = f"picture {number} of {len(values)}"
             if kind == "image":
@@ -74,7 +78,15 @@ class TritonPythonModel:
             else:
                 picture = self._from_pixels(value, name)
             inputs.append(preprocess(picture, self._preprocessing, name=name, max_pixels=self._max_pixels))
-        return np.stack(inputs)
+            sizes.append((picture.height, picture.width))
+            if (size := inputs[-1].shape[1:]) != (first := inputs[0].shape[1:]):
+                told = f"{name} becomes {size[0]}x{size[1]} pixels, and the first one {first[0]}x{first[1]}"
+                raise InputError(told, expected="such pictures in requests of their own")
+        outputs: dict[str, NDArray[Any]] = {"images": np.stack(inputs)}
+        if self._sizes:
+            outputs["input_size"] = np.array([image.shape[1:] for image in inputs], np.int64)
+            outputs["picture_size"] = np.array(sizes, np.int64)
+        return outputs
 
     def _from_pixels(self, pixels: NDArray[np.uint8], name: str) -> Image.Image:
         """A picture that is decoded already, (rows, columns, 3)."""

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from sepvit_deploy.building import EngineFacts, Profile
+from sepvit_deploy.contract import MASK
 from sepvit_deploy.errors import OptionError
 from sepvit_deploy.triton.messages import Message, schema, type_name
 from sepvit_deploy.triton.repository import ModelFolder, Repository, Tensors, Version
@@ -68,7 +69,9 @@ def _actual(version: Version, file: str) -> Tensors | None:
         return version.onnx
     if file == FILES["plan"] and version.has(file) and isinstance(version.plan, EngineFacts):
         network = version.plan.network
-        return {name: ("FP32", tuple(shape)) for name, shape in (network.inputs | network.outputs).items()}
+        tensors = (network.inputs | network.outputs).items()
+        # A passport says no types; of what this package builds, masks alone are no FP32.
+        return {name: ("UINT8" if name == MASK else "FP32", tuple(shape)) for name, shape in tensors}
     return None
 
 
