@@ -67,12 +67,12 @@ class Batches(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
             yield torch.from_numpy(np.stack(images)), torch.from_numpy(digits.classes[chosen])
 
 
-def rate(step: int, steps: int, peak: float = PEAK_RATE) -> float:
+def rate(step: int, steps: int) -> float:
     """Learning rate: a linear warm-up, the peak, then half a cosine."""
     if step < WARM_UP:
-        return peak * (step + 1) / WARM_UP
+        return PEAK_RATE * (step + 1) / WARM_UP
     share = max(0.0, step / steps - RAMP) / (1 - RAMP)
-    return peak * (0.5 + 0.5 * math.cos(math.pi * share))
+    return PEAK_RATE * (0.5 + 0.5 * math.cos(math.pi * share))
 
 
 def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
@@ -111,7 +111,6 @@ def fit(
     loss_of: Callable[[Tensor, Tensor], Tensor],
     monitor: Callable[[], dict[str, float]],
     *,
-    peak: float = PEAK_RATE,
     monitor_every: int = 400,
     bfloat16: bool = False,
 ) -> list[dict[str, float]]:
@@ -120,7 +119,6 @@ def fit(
     Args:
         loss_of: outputs and targets to the loss.
         monitor: figures to log, every ``monitor_every`` steps and after the last.
-        peak: learning rate.
         bfloat16: compute products in bfloat16, in less than two thirds of the time on a CPU that has it.
 
     Returns:
@@ -132,7 +130,7 @@ def fit(
     began = time.monotonic()
     for step, (images, targets) in enumerate(batches):
         for group in optimizer.param_groups:
-            group["lr"] = rate(step, steps, peak)
+            group["lr"] = rate(step, steps)
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             outputs = model(images)
         loss = loss_of(outputs.float(), targets)

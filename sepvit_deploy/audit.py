@@ -13,6 +13,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from sepvit_deploy import graph as graphs
+from sepvit_deploy.at_size import at_size
 from sepvit_deploy.errors import AuditFailed
 from sepvit_deploy.work import batch_of, input_of, kind_of, macs_of
 
@@ -65,6 +66,7 @@ class Audit:
         operators: how many nodes of each type, most first, those inside If, Loop and local functions included.
         parameters: numbers held in the file's floating-point constants.
         macs: multiply-accumulates of Conv, MatMul and Gemm for one image; None where shapes stay unknown.
+        macs_size: height and width of that image, in pixels, where the graph takes any; None for the graph's own.
         bytes: size of the serialised graph.
         findings: what stands against deploying it.
     """
@@ -78,6 +80,7 @@ class Audit:
     macs: int | None
     bytes: int
     findings: tuple[Finding, ...]
+    macs_size: tuple[int, int] | None = None
 
     @property
     def deployable(self) -> bool:
@@ -96,13 +99,18 @@ class Audit:
             raise AuditFailed(f"{name} is not deployable: {shown}{more}", hint=f"type: sepvit-deploy audit {name}")
 
 
-def audit(model: onnx.ModelProto) -> Audit:
+def audit(model: onnx.ModelProto, *, size: tuple[int, int] | None = None) -> Audit:
     """Audit a graph.
+
+    Args:
+        size: height and width, in pixels, of the image whose MACs are counted, where the graph takes any.
 
     Raises:
         GraphError: the graph contradicts itself.
     """
-    shapes = graphs.static_shapes(graphs.with_batch(model, 1))
+    any_size = takes_any_size(model)
+    sized = at_size(model, size) if any_size and size is not None else model
+    shapes = graphs.static_shapes(graphs.with_batch(sized, 1))
     nodes = [node for part in graphs.nested(model.graph, *model.functions) for node in part.node]
     operators = Counter(kind_of(node) for node in nodes)
     macs = macs_of(nodes, shapes)
@@ -116,6 +124,7 @@ def audit(model: onnx.ModelProto) -> Audit:
         macs=None if macs is None else macs // batch_of(model, shapes),
         bytes=model.ByteSize(),
         findings=tuple(_findings(model, nodes)),
+        macs_size=size if any_size and macs is not None else None,
     )
 
 
@@ -145,7 +154,7 @@ def _findings(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> Iterator[F
     )
     if lowered:
         allowed |= PRECISION
-    shapes = _shape_values(nodes, constants) if _takes_any_size(model) else frozenset()
+    shapes = _shape_values(nodes, constants) if takes_any_size(model) else frozenset()
     if graphs.opset(model) == 0:
         yield Finding("domain", "the graph", "uses no standard ONNX operators")
     for node in nodes:
@@ -180,7 +189,7 @@ def _findings(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> Iterator[F
             yield Finding("operator", name, f"{kind} is none of the operators that SepViT needs")
 
 
-def _takes_any_size(model: onnx.ModelProto) -> bool:
+def takes_any_size(model: onnx.ModelProto) -> bool:
     """True where an input leaves its height and width open."""
     sizes = [value.type.tensor_type.shape.dim[2:] for value in model.graph.input]
     return any(len(size) == 2 and all(dim.dim_param for dim in size) for size in sizes)

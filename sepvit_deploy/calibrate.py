@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,7 +50,7 @@ def calibrate(
     Args:
         graph_sha256: of the ONNX file that ``model`` was read from.
         method: ``percentile``, ``entropy``, ``mse`` or ``minmax``; ``percentile`` is in per cent of |x|.
-        batch: images at a time; a graph of a fixed batch uses its own.
+        batch: images at a time, fewer where neighbours differ in size; a graph of a fixed batch uses its own.
         attention, everything: see `placement.observed`.
         threads: of an operator; None for ONNX Runtime's choice.
         max_unreadable: images to pass over; one more ends the calibration.
@@ -116,7 +116,8 @@ class _Watch:
         """
         if self._first is None:
             self._first = inputs[0].copy()
-        self._differ = self._differ or bool((inputs != self._first).any())
+        same_size = inputs.shape[1:] == self._first.shape
+        self._differ = self._differ or not same_size or bool((inputs != self._first).any())
         self._structured = self._structured or bool((inputs != inputs[:, :, :1, :1]).any())
         for name, histogram in self.histograms.items():
             values = tensors.pop(name, inputs)
@@ -174,10 +175,12 @@ def _watched(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
 
 
 def _batches(stream: Iterator[tuple[int, Array]], size: int) -> Iterator[tuple[list[int], Array]]:
+    """Positions and inputs (B, 3, H, W) of neighbours of one height and width, ``size`` of them at most."""
     import numpy as np
 
-    while chunk := list(islice(stream, size)):
-        yield [index for index, _ in chunk], np.stack([values for _, values in chunk])
+    for _, alike in groupby(stream, key=lambda one: one[1].shape):
+        while chunk := list(islice(alike, size)):
+            yield [index for index, _ in chunk], np.stack([values for _, values in chunk])
 
 
 def _run(runner: OnnxRuntimeRunner, inputs: Array) -> dict[str, Array]:

@@ -141,8 +141,12 @@ def _translations(*, any_size: bool) -> dict[Callable[..., Any], Callable[..., A
 
 
 def _forget_sizes(program: ONNXProgram) -> None:
-    """Open the height and width of a graph, and only then optimise it: what is known would be folded into it."""
+    """Open the height and width of a graph, and only then optimise it: what is known would be folded into it.
+
+    Without the exporter's own rewrites of patterns, none of which is found here: they take as long as all the rest.
+    """
     onnx_ir, optimizer = require("onnx_ir", extra="torch"), require("onnxscript.optimizer", extra="torch")
+    passes = require("onnx_ir.passes.common", extra="torch")
     graph = program.model.graph
     for node in graph.all_nodes():
         for output in node.outputs:
@@ -154,7 +158,19 @@ def _forget_sizes(program: ONNXProgram) -> None:
                 output.shape = None
     for image in graph.inputs:
         image.shape = onnx_ir.Shape([*list(image.shape or ())[:2], "height", "width"])
-    optimizer.optimize(program.model)
+    optimizer.inline(program.model)
+    optimizer.fold_constants(program.model, onnx_shape_inference=True)
+    for change in (
+        passes.RemoveUnusedNodesPass(),
+        passes.RemoveUnusedFunctionsPass(),
+        passes.RemoveUnusedOpsetsPass(),
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        passes.DeduplicateInitializersPass(),
+        passes.CommonSubexpressionEliminationPass(),
+        passes.OutputFixPass(),
+        passes.NameFixPass(),
+    ):
+        change(program.model)
 
 
 _PLANES = {3: 1, 4: 2}
@@ -217,7 +233,7 @@ def _name(model: onnx.ModelProto, taps: tuple[Tap, ...]) -> None:
 
 def _address(module: str) -> str:
     """``backbone.stages.1.blocks.0.attention`` -> ``stage1.block0.attention``; a neck's and a head's stay."""
-    return re.sub(r"\b(stage|block|norm)s\.(\d+)", r"\1\2", module.removeprefix("backbone."))
+    return re.sub(r"\b(stage|block|norm)s\.(\d+)", r"\1\2", re.sub(r"^backbone\b\.?", "", module))
 
 
 def _strip(model: onnx.ModelProto, name: str) -> None:

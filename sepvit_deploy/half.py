@@ -2,7 +2,8 @@
 
 A node computes in FP16 unless it is named otherwise or its operator is not known to have an FP16 form. Where both meet,
 a tensor has one Cast: it keeps its name at the precision that it is made in, its other form is ``<tensor>/half`` or
-``<tensor>/float``. What only moves data between nodes in FP32 stays in FP32 with them.
+``<tensor>/float``. What only moves data between nodes in FP32 stays in FP32 with them. A Shape reads a tensor at the
+precision that it is made in, and what is computed with shapes stays as it is.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ MOVES = frozenset({"Reshape", "Transpose", "Slice", "Split", "Concat", "Squeeze"
 COMPUTES = frozenset(
     (
         *("Conv", "MatMul", "Gemm", "Add", "Sub", "Mul", "Div", "Neg", "Sqrt", "Erf", "Gelu", "Tanh", "Sigmoid"),
-        *("ReduceMean", "ReduceSum", "GlobalAveragePool", "Softmax", "LayerNormalization"),
+        *("ReduceMean", "ReduceSum", "GlobalAveragePool", "AveragePool", "Softmax", "LayerNormalization"),
+        *("Relu", "Resize", "ArgMax"),
         *("QuantizeLinear", "DequantizeLinear"),
     )
 )
-"""Operators that take and give FP16 where they take and give FP32."""
+"""Operators that take and give FP16 where they take and give FP32, but for Resize, whose scales stay FP32."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def to_half(model: onnx.ModelProto, fp32: Callable[[onnx.NodeProto], bool]) -> H
     constants = {tensor.name for tensor in graph.initializer} & floats
     halves = _precisions(graph, floats, constants, fp32)
     forms = _Forms(graph, halves, floats, constants)
-    nodes = [made for node, half in zip(graph.node, halves, strict=True) for made in forms.rewritten(node, bool(half))]
+    nodes = [made for node, half in zip(graph.node, halves, strict=True) for made in forms.rewritten(node, half)]
     nodes += [cast for value in graph.output for cast in forms.cast(value.name, half=False)]
     del graph.node[:]
     graph.node.extend(nodes)
@@ -112,7 +114,7 @@ def _float_tensors(model: onnx.ModelProto) -> set[str]:
 def _precisions(
     graph: onnx.GraphProto, floats: set[str], constants: set[str], fp32: Callable[[onnx.NodeProto], bool]
 ) -> list[bool | None]:
-    """For each node whether it is FP16; None where it touches no float.
+    """For each node whether it is FP16; None where it touches no float, or nothing of one but its shape.
 
     A node that moves data is FP32 if what it moves is made in FP32 and only read in FP32, through other moves too.
     """
@@ -126,12 +128,12 @@ def _precisions(
         convertible = node.op_type in MOVES | COMPUTES and node.domain in ("", "ai.onnx") and not fp32(node)
         if convertible and node.op_type in MOVES:
             moving.add(i)
-        touched = any(name in floats for name in (*node.input, *node.output))
+        touched = node.op_type != "Shape" and any(name in floats for name in (*node.input, *node.output))
         halves.append(convertible if touched else None)
     only_fp32: set[int] = set()
     for i in sorted(moving, reverse=True):
         after = [reader for output in graph.node[i].output for reader in readers.get(output, ())]
-        if all(halves[reader] is False or reader in only_fp32 for reader in after):
+        if all(not halves[reader] or reader in only_fp32 for reader in after):
             only_fp32.add(i)
     made = {value.name: False for value in graph.input}
     for i, node in enumerate(graph.node):
@@ -158,13 +160,19 @@ class _Forms:
         """Constants that are scales of Q/DQ nodes."""
         for node, half in zip(graph.node, halves, strict=True):
             self._made.update((output, bool(half)) for output in node.output)
-            for name in node.input:
+            for slot, name in enumerate(node.input):
                 if name in constants:
-                    self.constants[name].add(bool(half))
+                    self.constants[name].add(self._read_as(node, slot, half))
             if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
                 self.scales.add(node.input[1])
         for name in self._outputs & constants:
             self.constants[name].add(False)
+
+    def _read_as(self, node: onnx.NodeProto, slot: int, half: bool | None) -> bool:
+        """Whether an input is read in FP16 by a node of that precision."""
+        if half is None:
+            return self._made.get(node.input[slot], False)
+        return half and not (node.op_type == "Resize" and slot > 0)
 
     def name(self, tensor: str, *, half: bool) -> str:
         """What a tensor is called at one precision; a graph's output has its name in FP32."""
@@ -174,15 +182,16 @@ class _Forms:
             original = half == (self._made[tensor] and tensor not in self._outputs)
         return tensor if original else f"{tensor}/{'half' if half else 'float'}"
 
-    def rewritten(self, node: onnx.NodeProto, half: bool) -> Iterator[onnx.NodeProto]:
+    def rewritten(self, node: onnx.NodeProto, half: bool | None) -> Iterator[onnx.NodeProto]:
         """The node at its precision, after the Casts that it is the first to need."""
         for slot, name in enumerate(node.input):
             if name in self._floats:
-                yield from self.cast(name, half=half)
-                node.input[slot] = self.name(name, half=half)
+                read_as = self._read_as(node, slot, half)
+                yield from self.cast(name, half=read_as)
+                node.input[slot] = self.name(name, half=read_as)
         for slot, name in enumerate(node.output):
             if name in self._floats:
-                node.output[slot] = self.name(name, half=half)
+                node.output[slot] = self.name(name, half=bool(half))
         yield node
 
     def cast(self, tensor: str, *, half: bool) -> Iterator[onnx.NodeProto]:

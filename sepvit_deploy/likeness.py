@@ -1,11 +1,15 @@
-"""How alike two forms of a model are: tolerances, and the sums that tell, batch by batch, how far tensors are apart."""
+"""How alike two forms of a model are: tolerances, and the sums that tell, batch by batch, how far tensors are apart.
+
+Numbers of classes have no distance: a tensor of integers, a mask, is compared as a one-hot vector for each pixel, and
+judged by the share of pixels of another class alone.
+"""
 
 from __future__ import annotations
 
 import itertools
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +20,9 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
+MOST_PIXELS = 0.999
+"""Share of pixels with the same class that is asked for at most: where two classes are equal up to rounding, either one
+may come first. Of two float32 forms it is about one pixel in 10,000 of random images, and none of most."""
 BLOCK = 1 << 15
 """Numbers compared at a time, in float64: few enough to stay in a cache."""
 
@@ -27,12 +34,17 @@ class Tolerance:
     Attributes:
         relative: largest |difference|, over the largest |value| of the reference tensor or 1.
         sqnr_db: least signal to quantisation-noise ratio, in dB.
-        top1_agreement: least share of images with the same best class.
+        top1_agreement: least share of images with the same best class; of segmentation, of pixels.
     """
 
     relative: float = 1e-4
     sqnr_db: float = 80.0
     top1_agreement: float = 1.0
+
+    @property
+    def pixel_agreement(self) -> float:
+        """Least share of pixels with the same class: `top1_agreement`, but never more than `MOST_PIXELS`."""
+        return min(self.top1_agreement, MOST_PIXELS)
 
 
 FP32 = Tolerance()
@@ -62,10 +74,12 @@ class TensorParity:
 
     Attributes:
         max_difference: the largest |difference|.
-        relative: the same, over the largest |value| of the reference, or over 1 if that is smaller.
+        relative: the same, over the largest |value| of the reference, or over 1 if that is smaller; of classes, the
+            share of pixels of another class.
         sqnr_db: 10 log10(reference power / difference power); infinite where equal.
         cosine: between the two, as vectors.
         finite: False where a number on either side is not.
+        classes: it holds classes, and differences are those of one-hot vectors.
     """
 
     name: str
@@ -74,9 +88,12 @@ class TensorParity:
     sqnr_db: float
     cosine: float
     finite: bool
+    classes: bool = False
 
     def within(self, tolerance: Tolerance) -> bool:
         """True where the tensor counts as equal."""
+        if self.classes:
+            return 1 - self.relative >= tolerance.pixel_agreement
         return self.finite and self.relative <= tolerance.relative and self.sqnr_db >= tolerance.sqnr_db
 
 
@@ -103,11 +120,16 @@ class Sums:
         self._signal = self._noise = self._power = self._dot = 0.0
         self._finite = True
         self._images = 0
+        self._classes = False
+        self._changed = 0
 
     def add(self, reference: Array, candidate: Array) -> None:
         """Add a batch: two arrays of one shape."""
         import numpy as np
 
+        if np.issubdtype(reference.dtype, np.integer):
+            self._add_classes(reference, candidate)
+            return
         first, second = reference.ravel(), candidate.ravel()
         for start in range(0, first.size if self._finite else 0, BLOCK):
             a = first[start : start + BLOCK].astype(np.float64)
@@ -131,6 +153,23 @@ class Sums:
             self._dot += float(a @ b)
         self._images += len(reference) if reference.ndim else 1
 
+    def _add_classes(self, reference: Array, candidate: Array) -> None:
+        """As one-hot vectors: of each pixel of another class two elements differ, by 1."""
+        changed = reference != candidate
+        count = int(changed.sum())
+        if count and not self._changed:
+            at = int(changed.argmax())
+            first, second = reference.ravel()[at], candidate.ravel()[at]
+            self.worst = self._element(reference.shape, at, first, second)
+        self._classes = True
+        self._changed += count
+        self._max_difference = max(self._max_difference, float(count > 0))
+        self._signal += reference.size
+        self._power += reference.size
+        self._noise += 2 * count
+        self._dot += reference.size - count
+        self._images += len(reference) if reference.ndim else 1
+
     def _element(self, shape: tuple[int, ...], at: int, reference: float, candidate: float) -> Worst:
         import numpy as np
 
@@ -147,7 +186,9 @@ class Sums:
         norms = math.sqrt(self._signal * self._power)
         cosine = min(1.0, self._dot / norms) if norms > 0 else float(self._signal == self._power)
         relative = self._max_difference / max(1.0, self._max_reference)
-        return TensorParity(name, self._max_difference, relative, sqnr, cosine, finite=True)
+        if self._classes:
+            relative = self._changed / self._signal if self._signal else 0.0
+        return TensorParity(name, self._max_difference, relative, sqnr, cosine, finite=True, classes=self._classes)
 
 
 class Likeness:
@@ -159,6 +200,7 @@ class Likeness:
         self._names = (reference, candidate)
         self._outputs = outputs
         self._agreed: int | None = None
+        self._pixels = self._same_pixels = 0
 
     def add(self, expected: Mapping[str, Array], found: Mapping[str, Array], images: int) -> None:
         """Add a batch: what the reference and what the candidate give for the same images.
@@ -182,6 +224,9 @@ class Likeness:
         if self._outputs == ("logits",) and expected["logits"].ndim == 2 and expected["logits"].size:
             same = expected["logits"].argmax(axis=1) == found["logits"].argmax(axis=1)
             self._agreed = (self._agreed or 0) + int(same.sum())
+        for best, other in _classes_of_pixels(self._outputs, expected, found):
+            self._pixels += best.size
+            self._same_pixels += int((best == other).sum())
 
     @property
     def tensors(self) -> tuple[TensorParity, ...]:
@@ -192,6 +237,21 @@ class Likeness:
     def top1_agreement(self) -> float | None:
         """Share of images with the same best class; None where there are no classes."""
         return None if self._agreed is None else self._agreed / self.images
+
+    @property
+    def pixel_agreement(self) -> float | None:
+        """Share of pixels with the same class, of logits at their own stride; None where pixels have no classes."""
+        return self._same_pixels / self._pixels if self._pixels else None
+
+
+def _classes_of_pixels(
+    outputs: tuple[str, ...], expected: Mapping[str, Array], found: Mapping[str, Array]
+) -> Iterator[tuple[Array, Array]]:
+    """The classes of each pixel on both sides: of logits (B, classes, h, w), or of a mask (B, H, W)."""
+    if outputs == ("logits",) and expected["logits"].ndim == 4 and expected["logits"].size:
+        yield expected["logits"].argmax(axis=1), found["logits"].argmax(axis=1)
+    elif outputs == ("mask",):
+        yield expected["mask"], found["mask"]
 
 
 @dataclass(frozen=True)

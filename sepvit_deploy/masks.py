@@ -29,8 +29,9 @@ Colour = tuple[int, int, int]
 """Red, green and blue, each 0 to 255."""
 MOST_CLASSES = 1 << 16
 """More do not fit a mask of uint16."""
-TILE = (256, 512)
-"""Height and width of the part of a picture whose classes are decided at a time: it fits a processor's cache."""
+TILE = (64, 128)
+"""Height and width of the part of a picture whose classes are decided at a time: it fits a processor's cache, and its
+products are too small for BLAS to share among threads, which spin where several masks are drawn at once."""
 
 # What Pillow's decoders raise on damaged bytes.
 _DAMAGED = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError, struct.error, zlib.error)

@@ -1,7 +1,7 @@
 """Do two forms of a model agree, and if not, where first.
 
-Both get the same images. Outputs are judged by their worst difference, by SQNR and by decisions (top-1); a number that
-is not finite, on either side, fails. Where inner tensors have names on both sides, the first one out of tolerance is
+Both get the same images. Outputs are judged by their worst difference, by SQNR and by decisions (top-1, of images or of
+pixels), a mask by decisions alone; a number that is not finite, on either side, fails. Where inner tensors have names on both sides, the first one out of tolerance is
 the address of the mistake.
 """
 
@@ -27,7 +27,8 @@ class Parity:
     Attributes:
         images: how many were compared; source: what they were.
         tensors: every output, and the named inner tensors before them.
-        top1_agreement: share of images with the same best class, None where there are no classes.
+        top1_agreement: share of images with the same best class, None where images have no classes.
+        pixel_agreement: share of pixels with the same class, None where pixels have none.
         first_out: the first tensor out of tolerance, in the order of computation.
     """
 
@@ -40,13 +41,19 @@ class Parity:
     outputs: tuple[str, ...]
     top1_agreement: float | None
     first_out: str | None
+    pixel_agreement: float | None = None
 
     @property
     def passed(self) -> bool:
         """True where every output is within tolerance and decisions agree."""
         outputs = [tensor for tensor in self.tensors if tensor.name in self.outputs]
-        agree = self.top1_agreement is None or self.top1_agreement >= self.tolerance.top1_agreement
-        return agree and all(tensor.within(self.tolerance) for tensor in outputs)
+        return self._decides_alike and all(tensor.within(self.tolerance) for tensor in outputs)
+
+    @property
+    def _decides_alike(self) -> bool:
+        if self.pixel_agreement is not None:
+            return self.pixel_agreement >= self.tolerance.pixel_agreement
+        return self.top1_agreement is None or self.top1_agreement >= self.tolerance.top1_agreement
 
     def require_passed(self) -> None:
         """Make the comparison a gate.
@@ -57,15 +64,23 @@ class Parity:
         if self.passed:
             return
         tensor = next((t for t in self.tensors if t.name == self.first_out), None)
-        if tensor is None:
+        pixels = self.pixel_agreement is not None
+        decides = f"{self.tolerance.pixel_agreement:.1%} of pixels with the same class" if pixels else "equal top-1"
+        limits = f"at most {self.tolerance.relative:.0e}, at least {self.tolerance.sqnr_db:.0f} dB and {decides}"
+        if tensor is None and pixels:
+            what = f"{self.pixel_agreement:.2%} of the pixels of {self.images} images have the same class"
+        elif tensor is None:
             what = f"top-1 agrees on {self.top1_agreement:.2%} of {self.images} images"
+        elif tensor.classes:
+            what = f"{tensor.relative:.2%} of the pixels of {tensor.name} have another class"
+            limits = f"at least {decides}"
         elif not tensor.finite:
             what = f"{tensor.name} has numbers that are not finite"
         else:
             what = f"{tensor.name} differs by {tensor.relative:.1e} (SQNR {tensor.sqnr_db:.1f} dB)"
         raise ParityFailed(
             f"{self.candidate} does not compute what {self.reference} does: {what}",
-            expected=f"at most {self.tolerance.relative:.0e}, at least {self.tolerance.sqnr_db:.0f} dB and equal top-1",
+            expected=limits,
         )
 
 
@@ -104,6 +119,7 @@ def compare(
         outputs=outputs,
         top1_agreement=likeness.top1_agreement,
         first_out=next((tensor.name for tensor in tensors if not tensor.within(tolerance)), None),
+        pixel_agreement=likeness.pixel_agreement,
     )
 
 

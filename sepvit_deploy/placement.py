@@ -1,8 +1,8 @@
 """Which products of a SepViT graph can run in INT8, in SepViT's terms, and which tensors need a range for it.
 
-Sites are the products of an activation with constant weights: the linear layers and the dense patch embeddings. PEG's
-depthwise convolution is none, nor are DWA's and PWA's products of two activations; those of DWA can join as a whole,
-for a fused INT8 attention.
+Sites are the products of an activation with constant weights: the linear layers, the dense patch embeddings, and the
+convolutions of a decode head and its neck. PEG's depthwise convolution is none, nor is the matrix by which UperNet
+pools, nor are DWA's and PWA's products of two activations; those of DWA can join as a whole, for a fused INT8 attention.
 
 Names are those that export gives: a node is ``stage1.block0.mlp.fc1/MatMul``, its site ``stage1.block0.mlp.fc1``.
 """
@@ -10,6 +10,7 @@ Names are those that export gives: a node is ``stage1.block0.mlp.fc1/MatMul``, i
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -32,6 +33,12 @@ KINDS = {
 }
 """Path of a layer within its stage or block -> what reports call its kind."""
 _SITE = re.compile(rf"(stage\d+)\.(?:block\d+\.)?({'|'.join(map(re.escape, KINDS))})")
+CLASSIFIERS = ("head", "decode_head.classifier")
+"""What gives the logits: quantised only where it is asked for by name."""
+_HEAD_SITE = re.compile(
+    r"(neck\.(?:laterals|outputs))\.\d+"
+    r"|(decode_head\.(?:branches|pooling|bottleneck|laterals|outputs|fusion))(?:\.convs)?(?:\.\d+)*\.conv"
+)
 _ATTENTION = re.compile(r"(stage\d+\.block\d+)\.attention\.dwa")
 NAIVE_OPERATORS = frozenset({"MatMul", "Conv", "Add", "LayerNormalization", "Softmax", "Gelu"})
 """Around these a toolkit that knows no SepViT quantises every input and output."""
@@ -45,11 +52,13 @@ class Site:
         name: the layer, ``stage2.block0.mlp.fc1``.
         node: the node, ``stage2.block0.mlp.fc1/MatMul``.
         op: ``MatMul`` or ``Conv``.
-        activation: tensor at the node's input 0; output: the tensor that the node gives.
+        activation: tensor at the node's input 0.
+        output: the tensor that the layer gives: the node's, or that of the Relu that alone reads it.
         weight: initializer at the node's input 1: (in, out) of a MatMul, (out, in, kh, kw) of a Conv.
         axis: of the output channels in the weight.
-        group: stage and kind, ``stage2.fc1``; the head's is ``head``.
-        default: whether it is quantised without being asked for by name; False for the head.
+        group: stage and kind, ``stage2.fc1``; of a decode head its part, ``decode_head.branches``, and its neck's,
+            ``neck.laterals``; a classifier is a group of its own, ``head`` or ``decode_head.classifier``.
+        default: whether it is quantised without being asked for by name; False for the classifier.
     """
 
     name: str
@@ -92,19 +101,21 @@ def sites(model: onnx.ModelProto) -> list[Site]:
     """
     require_flat(model)
     weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    rectified = _rectified(model)
     found = []
     for node in model.graph.node:
         name = layer(node.name)
-        place = _SITE.fullmatch(name)
+        group = _group(name)
         dims = weights.get(node.input[1]) if len(node.input) > 1 else None
-        if dims is None or node.input[0] in weights or not (place or name == "head"):
+        if dims is None or node.input[0] in weights or group is None:
             continue
         product = node.op_type == "MatMul" and len(dims) == 2
         if product or (node.op_type == "Conv" and len(dims) == 4):
-            group = f"{place[1]}.{KINDS[place[2]]}" if place else "head"
-            axis = 1 if product else 0
-            tensors = (node.input[0], node.input[1])
-            found.append(Site(name, node.name, node.op_type, *tensors, axis, group, place is not None, node.output[0]))
+            axis, default = 1 if product else 0, name not in CLASSIFIERS
+            tensors, output = (node.input[0], node.input[1]), node.output[0]
+            found.append(
+                Site(name, node.name, node.op_type, *tensors, axis, group, default, rectified.get(output, output))
+            )
     if not found:
         raise GraphError(
             "the graph has no linear layer or patch embedding of SepViT",
@@ -112,6 +123,25 @@ def sites(model: onnx.ModelProto) -> list[Site]:
             hint="type: sepvit-deploy export --help",
         )
     return found
+
+
+def _rectified(model: onnx.ModelProto) -> dict[str, str]:
+    """Tensors that nothing but a Relu reads, and what it makes of them."""
+    given = {value.name for value in model.graph.output}
+    readers = Counter(name for node in model.graph.node for name in node.input)
+    relus = (node for node in model.graph.node if node.op_type == "Relu")
+    return {n.input[0]: n.output[0] for n in relus if readers[n.input[0]] == 1 and n.input[0] not in given}
+
+
+def _group(name: str) -> str | None:
+    """The group of a layer; None where it is no site."""
+    if name in CLASSIFIERS:
+        return name
+    if place := _SITE.fullmatch(name):
+        return f"{place[1]}.{KINDS[place[2]]}"
+    if place := _HEAD_SITE.fullmatch(name):
+        return place[1] or place[2]
+    return None
 
 
 def attention_sites(model: onnx.ModelProto) -> list[AttentionSite]:
@@ -144,7 +174,7 @@ def attention_sites(model: onnx.ModelProto) -> list[AttentionSite]:
 def observed(model: onnx.ModelProto, *, attention: bool = False, everything: bool = False) -> list[str]:
     """Tensors whose ranges a scale table must hold, each once, in graph order.
 
-    These are what the sites read and what the patch embeddings give: some forms keep that in INT8 too.
+    These are what the sites read and what the convolutions give, after their Relu: some forms keep that in INT8 too.
 
     Args:
         attention: also those of INT8 attention; its softmax needs none, for its range is known.

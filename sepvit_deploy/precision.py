@@ -122,7 +122,7 @@ def int8_from_fp32(
     readers: dict[str, set[tuple[str, int]] | None] = {}
     for site in chosen:
         _reads(readers, site.activation, (site.node, 0))
-        if site.op == "Conv" and not half:
+        if site.op == "Conv" and (target == "cpu" or (not half and site.group.endswith(".embed"))):
             readers[site.output] = None
     for block in blocks:
         _reads(readers, block.q, (block.scores, 0))

@@ -168,6 +168,12 @@ def _pairs(old: Results, new: Results) -> list[tuple[Engine, Engine]]:
                     f"{engine.name} and {other.name} differ in {what.replace('_', ' ')}: {before} and {after}",
                     expected="the same engine, measured in the same way",
                 )
+        if engine.image_size and other.image_size and engine.image_size != other.image_size:
+            sizes = [f"{height}x{width}" for height, width in (engine.image_size, other.image_size)]
+            raise InputError(
+                f"{engine.name} and {other.name} differ in the size of the images: {sizes[0]} and {sizes[1]}",
+                expected="the same engine, measured in the same way",
+            )
     return found
 
 

@@ -3,6 +3,8 @@
 Each group is left out in turn: everything runs in INT8 but this group. What that gains in SQNR (dB, of the outputs,
 against FP32) over everything in INT8 ranks the groups. Down this ranking groups are then kept, each choice run and
 measured, until the target is reached.
+
+A mask's numbers of classes have no distance: its SQNR is 10 log10(pixels / pixels of another class).
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ class Target:
     """What a choice of groups should reach.
 
     Attributes:
-        agreement: least share of images with FP32's top-1; of classification.
+        agreement: least share of images with FP32's top-1; of segmentation, of pixels with FP32's class.
         sqnr_db: least SQNR in dB; of feature maps, which have no top-1.
         gain_db: least gain in SQNR for which a group is worth keeping, in dB.
     """
@@ -49,7 +51,7 @@ class Measured:
 
     Attributes:
         sqnr_db: 10 log10(power of FP32's outputs / power of the difference), summed over all images and outputs.
-        agreement: share of images with FP32's top-1; None for feature maps.
+        agreement: share of images with FP32's top-1, or of pixels with FP32's class; None for feature maps.
     """
 
     sqnr_db: float
@@ -210,13 +212,13 @@ class _Experiment:
         self._known: dict[frozenset[str], Measured] = {}
         self._sizes: list[int] = []
         self._names: tuple[str, ...] = ()
-        self._classes = False
+        self._decisions = 0
         runner = InBatches(reference)
         for batch in batches():
             outputs = _finite_outputs(runner, batch)
             self._names = tuple(outputs)
             self._sizes.append(len(batch))
-            self._classes = self._names == ("logits",) and outputs["logits"].ndim == 2 and outputs["logits"].size > 0
+            self._decisions += sum(_decisions(name, values).size for name, values in outputs.items())
             for values in outputs.values():
                 try:
                     np.lib.format.write_array(file, values, allow_pickle=False)
@@ -237,7 +239,7 @@ class _Experiment:
         import numpy as np
 
         if kept == self._groups:  # nothing is left to quantise: the reference itself
-            return Measured(math.inf, 1.0 if self._classes else None)
+            return Measured(math.inf, 1.0 if self._decisions else None)
         runner = InBatches(self._quantized(kept))
         signal = noise = 0.0
         agreed = 0
@@ -252,13 +254,28 @@ class _Experiment:
                     have = f"{name} of shape {found[name].shape}" if name in found else ", ".join(found)
                     raise InputError(f"{runner.name} gives {have}", expected=f"{name} of shape {want.shape}")
                 for a, b in zip(want, found[name], strict=True):  # one image at a time: float64 doubles the memory
-                    wide = a.astype(np.float64).ravel()
-                    error = b.astype(np.float64).ravel() - wide
-                    signal += float(wide @ wide)
-                    noise += float(error @ error)
-                if self._classes:
-                    agreed += int((want.argmax(axis=1) == found[name].argmax(axis=1)).sum())
-        return Measured(sqnr_db(signal, noise), agreed / self.images if self._classes else None)
+                    more = _powers(a, b)
+                    signal, noise = signal + more[0], noise + more[1]
+                agreed += int((_decisions(name, want) == _decisions(name, found[name])).sum())
+        return Measured(sqnr_db(signal, noise), agreed / self._decisions if self._decisions else None)
+
+
+def _decisions(name: str, values: Array) -> Array:
+    """The class of every image, (B,), or of every pixel, (B, h, w): nothing, (B, 0), of an output without classes."""
+    if name == "logits" and values.ndim in (2, 4) and values.size:
+        return values.argmax(axis=1)
+    return values if name == "mask" else values[:, :0]
+
+
+def _powers(reference: Array, found: Array) -> tuple[float, float]:
+    """The power of one image's output and that of the difference; of classes, pixels and those of another class."""
+    import numpy as np
+
+    if np.issubdtype(reference.dtype, np.integer):
+        return float(reference.size), float((reference != found).sum())
+    wide = reference.astype(np.float64).ravel()
+    error = found.astype(np.float64).ravel() - wide
+    return float(wide @ wide), float(error @ error)
 
 
 def _finite_outputs(runner: Runner, images: Array) -> Outputs:

@@ -118,6 +118,9 @@ class ModelSpec:
         _one_of("task", self.task, get_args(Task))
         object.__setattr__(self, "size", _pair("size", self.size))
         _integer("num_classes", self.num_classes, at_least=1, at_most=MAX_CLASSES)
+        if self.any_size not in (False, True) or (self.any_size and self.task == "classify"):
+            found = f"any_size is {self.any_size!r} for the task {self.task}"
+            raise OptionError(found, expected="true or false, and false for classification")
         if self.task == "classify" and self.size != (CLASSIFY_SIZE, CLASSIFY_SIZE):
             raise OptionError(
                 f"size is {_text(self.size)} for classification",
@@ -127,9 +130,6 @@ class ModelSpec:
             )
         if max(self.size) > MAX_DENSE_SIDE:
             raise OptionError(f"size is {_text(self.size)}", expected=f"sides of 1 to {MAX_DENSE_SIDE} pixels")
-        if self.any_size not in (False, True) or (self.any_size and self.task == "classify"):
-            found = f"any_size is {self.any_size!r} for the task {self.task}"
-            raise OptionError(found, expected="true or false, and false for classification")
         if self.task == "segment":
             require_head(self.head)
         elif self.head is not None:

@@ -164,12 +164,33 @@ def export(
 
 
 @app.command()
-def audit(file: OnnxArgument, as_json: JsonOption = False) -> None:
+def audit(
+    file: OnnxArgument,
+    image_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HxW", help="Of a file of any size: count MACs at this one; default: its passport's.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
     """Show what is in a graph and whether it is deployable; exit 1 if it is not."""
+    from sepvit_deploy.artifact import read_passport
     from sepvit_deploy.audit import audit as audit_graph
+    from sepvit_deploy.audit import takes_any_size
     from sepvit_deploy.graph import load_graph
+    from sepvit_deploy.pipeline.opened import model_of
+    from sepvit_deploy.spec import parse_image_size
 
-    found = audit_graph(load_graph(file))
+    size = parse_image_size(image_size) if image_size is not None else None
+    graph = load_graph(file)
+    if size is None and takes_any_size(graph):
+        spec = model_of(file, read_passport(file))
+        size = spec.size if spec is not None else None
+    elif size is not None and not takes_any_size(graph):
+        raise OptionError(f"--image-size {image_size} with {file}", expected="a file of any size")
+    found = audit_graph(graph, size=size)
     if as_json:
         show.json_document({"file": str(file), "deployable": found.deployable, **asdict(found)})
     else:

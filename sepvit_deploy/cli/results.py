@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sepvit_deploy.cli.show import agreement_text, as_text, console, new_table, say
+from sepvit_deploy.cli.show import as_text, console, likeness_text, new_table, say
 
 if TYPE_CHECKING:
     from sepvit_deploy.accuracy import Share
@@ -57,7 +57,6 @@ def lowered(done: Lowered) -> None:
         f"{kind}: {', '.join(f'{count} {operator}' for operator, count in sorted(operators.items()))}"
         for kind, operators in sorted(done.lint.products.items())
     )
-    worst = min((t for t in compared.tensors if t.name in compared.outputs), key=lambda tensor: tensor.sqnr_db)
     say(f"{done.path}: {done.passport.bytes / 1e6:.1f} MB, {facts['audit']['nodes']} nodes, {facts['precision']}")
     say(f"products and convolutions: {counts}")
     if done.pairs:
@@ -66,9 +65,9 @@ def lowered(done: Lowered) -> None:
     if done.headroom is not None:
         _headroom(done.headroom)
     say(
-        f"against the FP32 file on {compared.images} {compared.source}: SQNR {worst.sqnr_db:.1f} dB"
-        f"{agreement_text(compared)}; what it costs on yours: sepvit-deploy evaluate {done.path} --images DIR "
-        f"--against {done.passport.parents[0].name}"
+        f"against the FP32 file on {compared.images} {compared.source}: "
+        f"{likeness_text(compared, 'SQNR {sqnr_db:.1f} dB')}; what it costs on yours: "
+        f"sepvit-deploy evaluate {done.path} --images DIR --against {done.passport.parents[0].name}"
     )
     _warnings(done.lint)
 
@@ -126,7 +125,7 @@ def _warnings(found: LintReport) -> None:
 def sensitivity(name: str, found: Sensitivity) -> None:
     """The groups, most costly first."""
     alone = any(row.alone is not None for row in found.rows)
-    numbers = ("SQNR dB without", "gain dB", "top-1 agreement", *(("SQNR dB alone",) if alone else ()))
+    numbers = ("SQNR dB without", "gain dB", "agreement", *(("SQNR dB alone",) if alone else ()))
     rows = new_table(f"{name}: what INT8 costs, one group left out at a time", "group", *numbers, right=numbers)
     rows.add_row(
         "(all in INT8)", f"{found.everything.sqnr_db:.1f}", "", _percent(found.everything.agreement), *alone * [""]

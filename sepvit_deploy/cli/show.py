@@ -130,6 +130,12 @@ def new_table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
     return table
 
 
+def _macs(found: Audit) -> str:
+    """``0.640 G MACs an image``, and of which size where the graph takes any."""
+    size = found.macs_size
+    return f"{_giga(found.macs)} MACs an image" + (f" of {size[0]}x{size[1]} pixels" if size else "")
+
+
 def _giga(macs: int | None) -> str:
     return "unknown" if macs is None else f"{macs / 1e9:.3f} G"
 
@@ -199,18 +205,26 @@ def complexity_rows(stages: Sequence[Stage]) -> list[dict[str, object]]:
 def exported(done: Exported) -> None:
     """What export made and proved."""
     audited, compared = done.audit, done.parity
-    worst = min((t for t in compared.tensors if t.name in compared.outputs), key=lambda tensor: tensor.sqnr_db)
     say(
         f"{done.path}: {done.passport.bytes / 1e6:.1f} MB, {audited.nodes} nodes, opset {audited.opset}, "
-        f"{_giga(audited.macs)} MACs an image\n"
-        f"parity with the reference on {compared.images} {compared.source}: largest difference "
-        f"{worst.max_difference:.1e}, SQNR {worst.sqnr_db:.0f} dB{agreement_text(compared)}\n"
-        f"passport: {done.path}.json"
+        f"{_macs(audited)}\n"
+        f"parity with the reference on {compared.images} {compared.source}: "
+        + likeness_text(compared, "largest difference {max_difference:.1e}, SQNR {sqnr_db:.0f} dB")
+        + f"\npassport: {done.path}.json"
     )
+
+
+def likeness_text(compared: Parity, figures: str) -> str:
+    """Figures of the worst output, with its fields in braces, and how often decisions agree; of a mask that alone."""
+    worst = min((t for t in compared.tensors if t.name in compared.outputs), key=lambda tensor: tensor.sqnr_db)
+    agreement = agreement_text(compared)
+    return agreement.removeprefix(", ") if worst.classes else figures.format(**asdict(worst)) + agreement
 
 
 def agreement_text(compared: Parity) -> str:
     """How often decisions agree, to follow other figures."""
+    if compared.pixel_agreement is not None:
+        return f", {compared.pixel_agreement:.2%} of pixels with the same class"
     return "" if compared.top1_agreement is None else f", top-1 agrees on {compared.top1_agreement:.1%}"
 
 
@@ -225,7 +239,7 @@ def audit(name: str, found: Audit) -> None:
     console().print(table)
     shapes = [f"{name} {' x '.join(map(str, dims))}" for name, dims in (*found.inputs.items(), *found.outputs.items())]
     say(
-        f"opset {found.opset}; {found.parameters:,} parameters, {_giga(found.macs)} MACs an image, "
+        f"opset {found.opset}; {found.parameters:,} parameters, {_macs(found)}, "
         f"{found.bytes / 1e6:.1f} MB; {', '.join(shapes)}"
     )
     if found.deployable:
@@ -248,9 +262,11 @@ def parity(compared: Parity) -> None:
     inner = [t for t in compared.tensors if t.name not in compared.outputs]
     out = [t for t in inner if not t.within(compared.tolerance)]
     for tensor in (*out[:MOST_TENSORS], *(t for t in compared.tensors if t.name in compared.outputs)):
-        values = (f"{tensor.max_difference:.2e}", f"{tensor.relative:.2e}", f"{tensor.sqnr_db:.1f}")
+        values = [f"{tensor.max_difference:.2e}", f"{tensor.relative:.2e}", f"{tensor.sqnr_db:.1f}"]
+        values.append(f"{tensor.cosine:.9f}")
         verdict = "ok" if tensor.within(compared.tolerance) else "out of tolerance"
-        table.add_row(tensor.name, *values, f"{tensor.cosine:.9f}", verdict if tensor.finite else "not finite")
+        shown = ["classes", "", "", ""] if tensor.classes else values
+        table.add_row(tensor.name, *shown, verdict if tensor.finite else "not finite")
     console().print(table)
     first = f"; first out of tolerance: {compared.first_out}" if compared.first_out else ""
     say(

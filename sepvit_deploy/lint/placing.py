@@ -200,6 +200,17 @@ def quantised_input(view: View) -> Iterator[tuple[str, str]]:
             yield node.label, f"{node.kind} reads what {maker.label} dequantises"
 
 
+@rule("early-quantiser", "warning", "TensorRT fuses Conv, Relu and Q in this order: quantise what the Relu gives.")
+def early_quantiser(view: View) -> Iterator[tuple[str, str]]:
+    """Relu of a convolution whose output was quantised before it, half of the codes for numbers that it drops."""
+    for node in view.of("Relu"):
+        maker = view.dequantiser(node.input(0))
+        quantiser = view.producer.get(view.came_from(maker.input(0))) if maker is not None else None
+        source = view.producer.get(view.came_from(quantiser.input(0))) if quantiser is not None else None
+        if quantiser is not None and quantiser.kind == QUANTISE and source is not None and source.kind == "Conv":
+            yield node.label, f"Relu of what {quantiser.label} quantises of {source.label}"
+
+
 @rule("gemm-bias", "warning", "ONNX Runtime's CPU has no INT8 Gemm with a float bias: write MatMul and Add.")
 def gemm_bias(view: View) -> Iterator[tuple[str, str]]:
     """INT8 Gemm with a bias in floating point."""

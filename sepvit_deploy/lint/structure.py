@@ -25,6 +25,9 @@ _REFUSED = frozenset(
 _CAST_TO = frozenset({"FP32", "FP16", "BF16", "FP64", "BOOL", "INT8", "INT32", "INT64"})
 _TAKEN = _CAST_TO | {"UINT8", "INT4", "FP8", "FP4", "FLOAT8E8M0"}
 """Tensor types that TensorRT's parser takes."""
+_RESIZED = frozenset({"", "FP32", "FP16", "BF16", "FP8", "INT8"})
+_COORDINATES = frozenset({"half_pixel", "pytorch_half_pixel", "tf_half_pixel_for_nn", "asymmetric", "align_corners"})
+"""How Resize may place pixels."""
 _ONE_TYPE = frozenset(
     (
         *("Add", "Sub", "Mul", "Div", "Max", "Min", "Less", "Greater", "Equal", "Concat", "Clip", "PRelu", "Einsum"),
@@ -105,7 +108,8 @@ def data_type(view: View) -> Iterator[tuple[str, str]]:
             yield name, f"is of type {type_name(kind).removeprefix('type ')}"
     for node in view.of("Cast"):
         target = type_name(node.integer("to", 0))
-        if target and target not in _CAST_TO:
+        given = target == "UINT8" and node.output() in view.outputs  # as a mask is
+        if target and target not in _CAST_TO and not given:
             yield node.label, f"casts to {target}"
 
 
@@ -172,12 +176,26 @@ def attention_operator(view: View) -> Iterator[tuple[str, str]]:
             yield node.label, f"Attention with heads of width {width}, expected {_WIDTHS[0]} to {_WIDTHS[1]}"
 
 
+@rule("resize", "error", "TensorRT resizes floating point, without antialiasing: export half_pixel or asymmetric.")
+def resize(view: View) -> Iterator[tuple[str, str]]:
+    """Resize with an attribute, or of a type, that TensorRT does not have."""
+    for node in view.of("Resize"):
+        coordinates = node.text("coordinate_transformation_mode", "half_pixel")
+        kind = view.type(node.input(0))
+        if node.integer("antialias", 0):
+            yield node.label, "Resize with antialiasing"
+        elif coordinates not in _COORDINATES:
+            yield node.label, f"Resize of {coordinates}, expected {', '.join(sorted(_COORDINATES))}"
+        elif kind not in _RESIZED:
+            yield node.label, f"Resize of {kind}"
+
+
 @rule("computed-shape", "warning", "A shape computed at run time stops fusion: export with -1 for the batch.")
 def computed_shape(view: View) -> Iterator[tuple[str, str]]:
-    """Shapes and positions that are computed from the data."""
+    """Shapes and positions that are computed from the data, but for those that sizes left open come to."""
     for node in view.of(*_SHAPED):
         name = node.input(_SHAPED[node.kind])
-        if name and name not in view.fixed:
+        if name and name not in view.fixed and not (view.takes_any_size and name in view.of_shapes):
             maker = view.producer.get(name)
             source = f"computed by {maker.kind} ({maker.label})" if maker else "an input of the graph"
             yield node.label, f"{node.kind} to {name}, {source}"

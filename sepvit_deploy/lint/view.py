@@ -64,6 +64,11 @@ class Node:
         """An integer attribute."""
         return next((int(a.i) for a in self.proto.attribute if a.name == name and a.type == a.INT), default)
 
+    def text(self, name: str, default: str) -> str:
+        """An attribute of text."""
+        found = (a.s.decode(errors="replace") for a in self.proto.attribute if a.name == name and a.type == a.STRING)
+        return next(found, default)
+
     def integers(self, name: str) -> tuple[int, ...]:
         """An attribute of integers; empty where there is none."""
         return next((tuple(a.ints) for a in self.proto.attribute if a.name == name), ())
@@ -186,6 +191,21 @@ class View:
             if computed and (needed or node.kind == "Constant") and all(name in fixed for name in needed):
                 fixed.update(node.outputs)
         return fixed
+
+    @cached_property
+    def takes_any_size(self) -> bool:
+        """True where an input leaves more than its batch open."""
+        return any(None in self.shapes.get(name, ())[1:] for name in self.inputs)
+
+    @cached_property
+    def of_shapes(self) -> set[str]:
+        """Tensors that are computed from the shapes of others, not from their numbers."""
+        found: set[str] = set()
+        for node in self.order:
+            needed = [name for name in node.inputs if name and name not in self.fixed]
+            if node.kind in ("Shape", "Size") or (needed and found.issuperset(needed)):
+                found.update(node.outputs)
+        return found
 
     def type(self, name: str) -> str:
         """Type of a tensor as people write it, as FP16; empty if unknown."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sepvit_deploy.model import any_size_ops as ops
-from sepvit_deploy.model.choices import DeploySummary
+from sepvit_deploy.model.choices import DeploySummary, PlainPatches
 from sepvit_deploy.model.rewrite import (
     DeployMLP,
     Linear,
@@ -145,6 +145,8 @@ class AnySizeStage(nn.Module):
     def __init__(self, stage: Stage) -> None:
         super().__init__()
         self.embed = copy.deepcopy(stage.embed)
+        if isinstance(self.embed.proj, PlainPatches):
+            self.embed.proj.any_size = True
         self.blocks = nn.ModuleList(AnySizeBlock(cast(Block, block)) for block in stage.blocks)
         self.peg = AnySizePEG(stage)
 

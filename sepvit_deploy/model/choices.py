@@ -26,14 +26,20 @@ def overlapping_patches(inputs: int, channels: int, stride: int) -> nn.Conv2d:
 
 
 class PlainPatches(nn.Conv2d):
-    """Patches side by side, the last ones filled with zeros: (B, Cin, H, W) -> (B, C, H / stride, W / stride)."""
+    """Patches side by side, the last ones filled with zeros: (B, Cin, H, W) -> (B, C, H / stride, W / stride).
+
+    Attributes:
+        any_size: fill up images that are whole already, too: in a graph for any size.
+    """
+
+    any_size = False
 
     def __init__(self, inputs: int, channels: int, stride: int) -> None:
         super().__init__(inputs, channels, stride, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         side = self.stride[0]
-        whole = all(isinstance(n, int) and n % side == 0 for n in x.shape[2:])  # a size that is not known is no int
+        whole = not self.any_size and all(n % side == 0 for n in x.shape[2:])
         # Too much to fill a patch makes none more: what is left over is not seen.
         return super().forward(x if whole else F.pad(x, (0, side - 1, 0, side - 1)))
 

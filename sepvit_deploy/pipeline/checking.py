@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sepvit_deploy.runners.base import Array, Runner
 
 PARITY_BATCHES = (1, 2, 3)
-ANY_SIZES = ((64, 96), (33, 100), (250, 121), (8, 8))
+ANY_SIZES = ((64, 96), (33, 100), (230, 40), (8, 8))
 """Heights and widths that a file for any size is compared at: windows that divide the maps and that do not, one and
 several of them, and maps of a single pixel."""
 IMAGES_AT_ONCE = 4

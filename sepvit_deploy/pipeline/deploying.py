@@ -281,21 +281,23 @@ def _accepted(
     """Hold the spec's acceptance against the new file, or take the file away.
 
     Raises:
-        AcceptanceFailed: its top-1 agrees too rarely with the FP32 file's.
+        AcceptanceFailed: it decides too rarely as the FP32 file does.
     """
-    if source is None or spec.model.task != "classify":
-        why = "give --images DIR" if source is None else "that is for classifiers: compare maps with check --against"
+    if source is None or spec.model.task == "dense":
+        why = "give --images DIR" if source is None else "maps have no classes: compare them with check --against"
         return Step("acceptance", False, f"not judged: {why}")
     report("comparing with the FP32 file on the images")
-    found = agreement_on(path, fp32, source, samples=spec.calibration.samples, progress=progress)
-    if found.share < spec.acceptance.agreement:
+    share, images = agreement_on(path, fp32, source, samples=spec.calibration.samples, progress=progress)
+    of = "the pixels of " if spec.model.task == "segment" else ""
+    if share < spec.acceptance.agreement:
         refused = _refused(path)
         with contextlib.suppress(OSError):
             artifact.passport_path(path).unlink()
         path.replace(refused)
         raise AcceptanceFailed(
-            f"{path.name} agrees with {fp32.name} on {found.share:.2%} of {found.images} images",
+            f"{path.name} agrees with {fp32.name} on {share:.2%} of {of}{images} images",
             expected=f"{spec.acceptance.agreement:.2%}, as the spec says",
             hint=f"it lies at {refused}; type: sepvit-deploy sensitivity {fp32} --images {source}",
         )
-    return Step("acceptance", True, f"top-1 as FP32 on {found.share:.2%} of {found.images} images")
+    decides = "class as FP32" if of else "top-1 as FP32"
+    return Step("acceptance", True, f"{decides} on {share:.2%} of {of}{images} images")

@@ -17,7 +17,7 @@ from sepvit_deploy.image_sets import ImageSet, decoded, image_set
 from sepvit_deploy.likeness import OF_PRECISION
 from sepvit_deploy.lint import LintReport, lint
 from sepvit_deploy.parity import Parity
-from sepvit_deploy.pipeline.checking import PARITY_BATCHES, RANDOM, onnx_runner, parity_facts
+from sepvit_deploy.pipeline.checking import RANDOM, onnx_runner, parity_facts, random_images
 from sepvit_deploy.pipeline.opened import Opened, OpenedOnnx, Progress, Report, Warn, open_onnx
 from sepvit_deploy.precision import Target, fp16_from_fp32, int8_from_fp32
 from sepvit_deploy.scales import ScaleTable, read_scales, write_scales
@@ -127,7 +127,7 @@ def smooth(
     compared.require_passed()
     facts = passport.facts | {
         "smooth": {"alpha": alpha, "images": {"name": images.name, "sha256": images.sha256}},
-        "audit": asdict(audit(graph)),
+        "audit": asdict(audit(graph, size=spec.size)),
         "parity": parity_facts(compared),
     }
     return artifact.write_with_passport(
@@ -218,7 +218,7 @@ def quantize(
     report("comparing with the FP32 file")
     compared = _against_source(file, graph, output.name, precision)
     compared.require_passed()
-    facts = passport.facts | facts | {"products": linted.products, "audit": asdict(audit(graph))}
+    facts = passport.facts | facts | {"products": linted.products, "audit": asdict(audit(graph, size=spec.size))}
     facts["parity"] = parity_facts(compared)
     if measured is not None:
         facts["headroom"] = asdict(measured.tensors[0]) | {"images": measured.images}
@@ -234,7 +234,7 @@ def image_batches(
     at_once: int = IMAGES_AT_ONCE,
     warn: Warn = lambda text: None,
 ) -> Iterator[tuple[list[str], Array]]:
-    """Names and inputs (B, 3, H, W) of an image set, a few at a time.
+    """Names and inputs (B, 3, H, W) of an image set, a few at a time: neighbours of one height and width.
 
     Raises:
         ImageError: too many unreadable images, or none that is readable.
@@ -245,11 +245,11 @@ def image_batches(
     pixels: list[Array] = []
     index = -1
     for index, one in decoded(images, preprocessing, skipped=lambda path, reason: warn(f"passed over: {reason}")):
-        names.append(str(images.files[index]))
-        pixels.append(one)
-        if len(pixels) == at_once:
+        if pixels and (len(pixels) == at_once or one.shape != pixels[0].shape):
             yield names, np.stack(pixels)
             names, pixels = [], []
+        names.append(str(images.files[index]))
+        pixels.append(one)
     if pixels:
         yield names, np.stack(pixels)
     if index < 0:
@@ -300,8 +300,7 @@ def _against_source(file: OpenedOnnx, graph: onnx.ModelProto, name: str, precisi
     if file.spec is None:
         raise GraphError(f"{file.path} has no passport")
     reference, candidate = onnx_runner(file.graph, file.spec, file.path.name), onnx_runner(graph, file.spec, name)
-    fixed = candidate.input_shape[0]
-    batches = parity.random_batches(file.spec.size, PARITY_BATCHES if fixed is None else (fixed,))
+    batches = random_images(file.spec, candidate.input_shape[0])
     return parity.compare(
         reference, candidate, batches, source=RANDOM, outputs=file.spec.output_names, tolerance=OF_PRECISION[precision]
     )

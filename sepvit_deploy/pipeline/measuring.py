@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sepvit_deploy.accuracy import Share
 from sepvit_deploy.calibrate import calibrate as scales_from_images
 from sepvit_deploy.errors import InputError, OptionError, PassportError
 from sepvit_deploy.evaluate import Evaluation, Resume
 from sepvit_deploy.evaluate import evaluate as evaluate_runner
 from sepvit_deploy.evaluate_masks import MaskEvaluation, evaluate_masks
 from sepvit_deploy.image_sets import image_set, labelled
+from sepvit_deploy.likeness import Likeness
 from sepvit_deploy.mask_sets import IGNORE, Labelling, mask_set
 from sepvit_deploy.masks import names_and_colours
 from sepvit_deploy.pipeline.lowering import image_batches, table_for
@@ -22,6 +22,7 @@ from sepvit_deploy.pipeline.models import open_model
 from sepvit_deploy.pipeline.opened import Opened, Progress, Report, Running, Warn, open_onnx
 from sepvit_deploy.placement import sites
 from sepvit_deploy.precision import int8_from_fp32
+from sepvit_deploy.runners.batches import InBatches
 from sepvit_deploy.sensitivity import Sensitivity, Target
 from sepvit_deploy.sensitivity import sensitivity as sensitivity_of
 
@@ -212,8 +213,12 @@ def sensitivity(
 
 def agreement_on(
     path: Path, against: Path, source: Path, *, samples: int, progress: Progress = lambda share: None
-) -> Share:
-    """How often two files have the same top-1, on the images that a calibration of so many samples uses.
+) -> tuple[float, int]:
+    """How often two files decide alike on the images that a calibration of so many samples uses.
+
+    Returns:
+        The share of images with the same top-1, or of a segmentation file the share of their pixels with the same
+        class; and the number of images.
 
     Raises:
         InputError: a file or the images are unusable.
@@ -221,12 +226,18 @@ def agreement_on(
     from sepvit_deploy.runners.onnxruntime import OnnxRuntimeRunner
 
     file, other = open_onnx(path), open_onnx(against)
-    found = evaluate_runner(
-        OnnxRuntimeRunner(file.graph, name=path.name),
-        image_set(source, samples=samples),
-        file.require_passport()[2],
-        against=OnnxRuntimeRunner(other.graph, name=against.name),
-        progress=progress,
-    )
+    _, spec, preprocessing = file.require_passport()
+    candidate = OnnxRuntimeRunner(file.graph, name=path.name)
+    reference = OnnxRuntimeRunner(other.graph, name=against.name)
+    images = image_set(source, samples=samples)
+    if spec.task == "segment":
+        likeness = Likeness(reference.name, candidate.name, spec.output_names)
+        runners = InBatches(reference), InBatches(candidate)
+        for names, batch in image_batches(images, preprocessing):
+            likeness.add(runners[0].run(batch), runners[1].run(batch), len(names))
+            progress(likeness.images / len(images.files))
+        assert likeness.pixel_agreement is not None
+        return likeness.pixel_agreement, likeness.images
+    found = evaluate_runner(candidate, images, preprocessing, against=reference, progress=progress)
     assert found.against is not None
-    return found.against.agreement
+    return found.against.agreement.share, found.against.agreement.images

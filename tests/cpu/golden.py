@@ -2,7 +2,8 @@
 
 `tests/golden/NAME.json` lists a checkpoint's keys and shapes, a seed and the shapes of the inputs; `NAME.npz` has what
 the published code returns for them in float32: ``logits_i`` whole, or of each feature map ``shape_i_stage`` and the
-samples ``feat_i_stage``. Weights and inputs are not stored: each is drawn from a generator seeded with its own name.
+samples ``feat_i_stage``; of segmentation samples of the logits, of FPN's neck and of the classes of pixels. Weights
+and inputs are not stored: each is drawn from a generator seeded with its own name.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from torch import Tensor
 FOLDER = Path(__file__).parents[1] / "golden"
 FORMS = {"classify_lite": ("lite", "classify"), "classify_tiny": ("t", "classify"), "dense_tiny": ("t", "dense")}
 """Golden cases: variant and task of each."""
+HEADS = {f"{head}_tiny{odd}": head for head in ("fpn", "upernet") for odd in ("", "_odd")}
+"""Golden cases of segmentation: variant t, and the head of each; the sizes of the odd ones are no powers of two."""
 
 SAMPLES = (slice(None), slice(None, None, 8), slice(None, None, 5), slice(None, None, 5))
 
@@ -46,8 +49,14 @@ class Golden:
         return np.random.default_rng([self.seed, zlib.crc32(name.encode())]).standard_normal(shape)
 
     def _weight(self, key: str, shape: Sequence[int]) -> Tensor:
+        if key.endswith("num_batches_tracked"):
+            return torch.zeros(shape, dtype=torch.int64)
         drawn = self._normal(key, shape)
-        if key.endswith("win_tokens"):
+        if key.endswith("running_mean"):
+            drawn = 0.1 * drawn
+        elif key.endswith("running_var"):
+            drawn = 1.0 + 0.2 * np.abs(drawn)
+        elif key.endswith("win_tokens"):
             drawn = 0.5 * drawn
         elif key.endswith(".bias"):
             drawn = 0.05 * drawn

@@ -29,7 +29,7 @@ ROWS: tuple[tuple[int, str], ...] = (
     (1, "spec_file"),
     (1, "builders"),
     (2, "graph model"),
-    (2, "placement half"),
+    (2, "placement half at_size"),
     (2, "qdq network plans phases timing_cache"),
     (2, "work conditions comparison"),
     (2, "runners"),

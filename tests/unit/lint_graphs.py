@@ -55,6 +55,8 @@ QX = "q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) "
 QY = "q = QuantizeLinear(x, s, z) y = DequantizeLinear(q, s, z)"
 HALF = {"x": "float16[4,32]", "y": "float16[4,32]"}
 IMAGE = {"x": "float[1,16,8,8]", "y": "float[1,16,8,8]"}
+MAP = {"x": "float[1,16,8,8]"}
+CLASSES_OF = "c = ArgMax<axis = 1, keepdims = 0>(x)"
 BATCHED = {"x": "float[B,4,32]", "y": "float[B,128]"}
 IF = """y = If (c) <
   then_branch = left () => (float[4,32] u) { q = QuantizeLinear(x, s, z) u = DequantizeLinear(q, s, z) },
@@ -84,6 +86,17 @@ def convolution(axis: int = 0, scales: int = 16, *, group: int = 1, quantised: b
         body = f"y = Conv<{attributes}>(x, float_w)"
     held = weights(f"16,{16 // group},3,3", scales)
     return graph(body, **IMAGE, constants=listed(S, held, filled("float", "float_w", f"16,{16 // group},3,3", 1)))
+
+
+def rectified(tail: str) -> str:
+    """An INT8 convolution that gives c, and what follows it."""
+    return convolution().replace("y = Conv", "c = Conv").replace(") }", f") {tail} }}")
+
+
+def doubled(attributes: str, kind: str = "float") -> str:
+    """A map of twice the height and width."""
+    sizes = {"x": f"{kind}[1,16,8,8]", "y": f"{kind}[1,16,16,16]"}
+    return graph(f"y = Resize<{attributes}>(x, , scales)", **sizes, constants="float[4] scales = {1, 1, 2, 2}")
 
 
 def attention(places: str, *, tail: str = "") -> str:
@@ -161,6 +174,19 @@ BROKEN: dict[str, list[Broken]] = {
         Broken(graph("y = Cast<to = 1>(x)", "uint16[4,32]"), "x", "is of type UINT16"),
         Broken(graph("f = Cast<to = 1>(k) y = Mul(x, f)", constants="int16 k = {2}"), "k", "is of type INT16"),
         Broken(graph("a = Cast<to = 2>(x) y = Cast<to = 1>(a)"), "a", "casts to UINT8"),
+        Broken(
+            graph(f"{CLASSES_OF} m = Cast<to = 2>(c) y = Flatten(m)", **MAP, y="uint8[1,64]"), "m", "casts to UINT8"
+        ),
+    ],
+    "resize": [
+        Broken(doubled('mode = "linear", antialias = 1'), "y", "Resize with antialiasing"),
+        Broken(
+            doubled('mode = "linear", coordinate_transformation_mode = "half_pixel_symmetric"'),
+            "y",
+            "Resize of half_pixel_symmetric, expected align_corners, asymmetric, half_pixel, pytorch_half_pixel, "
+            "tf_half_pixel_for_nn",
+        ),
+        Broken(doubled('mode = "nearest"', "int64"), "y", "Resize of INT64"),
     ],
     "mixed-types": [
         Broken(graph("y = Add(x, h)", "float[4,32] x, float16[4,32] h"), "y", "Add of FP16 and FP32"),
@@ -495,6 +521,13 @@ BROKEN: dict[str, list[Broken]] = {
             "Softmax reads what d dequantises",
         ),
     ],
+    "early-quantiser": [
+        Broken(
+            rectified("p = QuantizeLinear(c, s, z) e = DequantizeLinear(p, s, z) y = Relu(e)"),
+            "y",
+            "Relu of what p quantises of c",
+        ),
+    ],
     "gemm-bias": [
         Broken(
             product(32, 64, op="Gemm").replace("(d, wd)", "(d, wd, b)").replace("int8 z =", "float b = {1}, int8 z ="),
@@ -515,7 +548,16 @@ CLOSE: dict[str, list[str]] = {
     ],
     "constant": [graph("k = Constant<value_float = 2.0>() y = Add(x, k)")],
     "contradiction": [graph("y = MatMul(x, w)", "float[4,32] x, float[32,4] w", "float[4,4]")],
-    "data-type": [graph("y = Cast<to = 1>(x)", "uint8[4,32]")],
+    "data-type": [
+        graph("y = Cast<to = 1>(x)", "uint8[4,32]"),
+        graph(f"{CLASSES_OF} y = Cast<to = 2>(c)", **MAP, y="uint8[1,8,8]"),
+        graph(f"{CLASSES_OF} y = Cast<to = 2>(c) z = Cast<to = 6>(y)", **MAP, y="uint8[1,8,8] y, int32[1,8,8] z"),
+    ],
+    "resize": [
+        doubled('mode = "linear", coordinate_transformation_mode = "pytorch_half_pixel"'),
+        doubled('mode = "nearest", coordinate_transformation_mode = "asymmetric", nearest_mode = "floor"'),
+        doubled('mode = "cubic"', "float16"),
+    ],
     "mixed-types": [
         graph("c = Cast<to = 1>(h) y = Add(x, c)", "float[4,32] x, float16[4,32] h"),
         graph("y = Pow(x, h)", "float[4,32] x, float16 h"),
@@ -599,6 +641,10 @@ CLOSE: dict[str, list[str]] = {
     "uneven-product": [product(48, 96)],
     "depthwise": [convolution(group=16, quantised=False), convolution()],
     "quantised-input": [graph("y = Gelu(x)"), product()],
+    "early-quantiser": [
+        rectified("r = Relu(c) p = QuantizeLinear(r, s, z) y = DequantizeLinear(p, s, z)"),
+        graph(f"{QX} y = Relu(d)", constants=S),
+    ],
     "gemm-bias": [product(op="Gemm")],
 }
 """Graphs that come close to breaking a rule; TensorRT takes every one."""

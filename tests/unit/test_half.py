@@ -215,3 +215,50 @@ def test_any_graph_stays_valid_with_no_cast_of_a_cast(plan: list[tuple[str, int,
     casts = [node for node in result.model.graph.node if node.op_type == "Cast"]
     assert all(made.get(node.input[0]) != "Cast" for node in casts)
     assert len(casts) == len({node.output[0] for node in casts}) == result.casts
+
+
+MAPS = {"x": "float[B,3,H,W] x", "y": "uint8[B,H,W] y"}
+SIZES = """n = Shape(f) b = Slice(n, zero, two, zero) m = Shape(x) hw = Slice(m, two, four, zero)
+s = Concat<axis = 0>(b, hw)"""
+MASK = f"""c = Conv(x, w) f = Relu(c) {SIZES} r = Resize<mode = "linear">(f, , , s)
+a = ArgMax<axis = 1, keepdims = 0>(r) y = Cast<to = 2>(a)"""
+
+
+def mask() -> onnx.ModelProto:
+    """(B, 3, H, W) -> the classes of its pixels at any size, with shapes that are computed."""
+    ends = " ".join(
+        f"{name} = Constant<value = int64[1] {{{n}}}>()" for name, n in (("zero", 0), ("two", 2), ("four", 4))
+    )
+    return graph(f"{ends} {MASK}", {"w": (5, 3, 1, 1)}, **MAPS)
+
+
+def test_a_mask_of_any_size_is_decided_in_fp16_and_its_shapes_stay_integers() -> None:
+    model = mask()
+    half = to_half(model, in_fp32()).model
+    assert nodes_of(half, "Cast")[0] == "x/to_half"
+    assert sum(node.op_type == "Cast" for node in half.graph.node) == 2  # of the images, and to uint8
+    found = types(half)
+    assert {found[name] for name in ("c", "f", "r")} == {HALF}
+    assert {found[name] for name in ("n", "b", "m", "hw", "s", "a")} == {TensorProto.INT64}
+    images = np.random.default_rng(0).standard_normal((2, 3, 5, 7), dtype=np.float32)
+    (expected,), (masks,) = run(model, images), run(half, images)
+    assert masks.dtype == np.uint8
+    assert (masks == expected).mean() > 0.95
+
+
+def test_a_resizes_scales_stay_in_fp32() -> None:
+    body = 'c = Neg(x) y = Resize<mode = "linear">(c, , scales)'
+    model = graph(body, x="float[B,3,4,4] x, float[4] scales", y="float[B,3,8,8] y")
+    del model.graph.input[1:]
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "scales"))
+    half = to_half(model, in_fp32()).model
+    assert [(t.name, t.data_type) for t in half.graph.initializer] == [("scales", FLOAT)]
+    images = np.random.default_rng(0).standard_normal((2, 3, 4, 4), dtype=np.float32)
+    np.testing.assert_allclose(run(half, images)[0], run(model, images)[0], atol=2e-3)
+
+
+def test_the_shape_of_an_output_is_read_before_its_cast() -> None:
+    model = graph("y = Neg(x) n = Shape(y) z = Reshape(x, n)", y="float[B,5,6] y, float[B,5,6] z")
+    half = to_half(model, in_fp32()).model
+    assert next(node for node in half.graph.node if node.op_type == "Shape").input == ["y/half"]
+    assert len(run(half, X)) == 2

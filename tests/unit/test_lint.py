@@ -103,6 +103,23 @@ def test_a_uint8_product_is_the_int8_product_that_tensorrt_makes_of_it() -> None
     assert linted(product().replace("int8 z =", "uint8 z =")).products == {"INT8": {"MatMul": 1}}
 
 
+ANY_SIZE = "n = Shape(x) hw = Slice(n, two, four, zero) t = Concat<axis = 0>(one, hw) "
+PARTS = "int64[1] zero = {0}, int64[1] two = {2}, int64[1] four = {4}, int64[2] one = {-1, 1}"
+
+
+def test_what_sizes_that_are_left_open_come_to_is_no_finding() -> None:
+    body, y = f"{ANY_SIZE} y = Reshape(x, t)", "float[N,1,H,W]"
+    assert linted(graph(body, "float[B,3,H,W]", y, constants=PARTS)).findings == ()
+    (finding,) = linted(graph(body, "float[B,3,8,8]", y, constants=PARTS)).findings
+    assert (finding.rule, finding.node) == ("computed-shape", "y")
+
+
+def test_a_shape_that_the_numbers_decide_is_found_at_any_size() -> None:
+    body = "m = ReduceMax<keepdims = 0>(x) i = Cast<to = 7>(m) t = Reshape(i, one) y = Expand(x, t)"
+    report = linted(graph(body, "float[B,3,H,W]", "float[B,3,H,W]", constants="int64[1] one = {1}"))
+    assert [finding.node for finding in report.findings if finding.rule == "computed-shape"] == ["y"]
+
+
 def test_local_functions_are_linted() -> None:
     text = CLOSE["operator"][1].replace("b = Neg(t)", "b = Unheard(t)")
     assert [(finding.rule, finding.node) for finding in linted(text).findings] == [("operator", "b")]

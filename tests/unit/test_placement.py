@@ -39,6 +39,52 @@ def test_the_head_is_a_site_that_waits_to_be_asked_for() -> None:
     assert (site.name, site.group, site.default) == ("head", "head", False)
 
 
+def convolution(name: str, tail: str = "") -> onnx.ModelProto:
+    body = f'["{name}/Conv"] {"c" if tail else "y"} = Conv<pads = [1, 1, 1, 1]>(x, w) {tail}'
+    return graph(body, {"w": (8, 3, 3, 3)}, x=IMAGE["x"], y="float[B,8,8,8] y")
+
+
+@pytest.mark.parametrize(
+    ("name", "group"),
+    [
+        ("neck.laterals.0", "neck.laterals"),
+        ("neck.outputs.3", "neck.outputs"),
+        ("decode_head.branches.3.4.conv", "decode_head.branches"),
+        ("decode_head.pooling.convs.2.conv", "decode_head.pooling"),
+        ("decode_head.bottleneck.conv", "decode_head.bottleneck"),
+        ("decode_head.laterals.2.conv", "decode_head.laterals"),
+        ("decode_head.outputs.1.conv", "decode_head.outputs"),
+        ("decode_head.fusion.conv", "decode_head.fusion"),
+    ],
+)
+def test_convolutions_of_neck_and_decode_head_are_sites(name: str, group: str) -> None:
+    (site,) = sites(convolution(name))
+    assert (site.name, site.group, site.op, site.axis, site.default) == (name, group, "Conv", 0, True)
+
+
+def test_a_decode_heads_classifier_waits_to_be_asked_for() -> None:
+    (site,) = sites(convolution("decode_head.classifier"))
+    assert (site.group, site.default) == ("decode_head.classifier", False)
+
+
+@pytest.mark.parametrize("name", ["neck.resize", "decode_head.branches", "decode_head.dropout.conv", "to_mask.conv"])
+def test_other_convolutions_are_no_sites(name: str) -> None:
+    with pytest.raises(GraphError, match="no linear layer"):
+        sites(convolution(name))
+
+
+def test_the_matrix_that_pools_is_no_site() -> None:
+    with pytest.raises(GraphError, match="no linear layer"):
+        sites(graph('["decode_head.pooling/MatMul"] y = MatMul(x, w)', {"w": (6, 6)}))
+
+
+def test_a_convolution_gives_what_its_relu_gives_unless_something_else_reads_it() -> None:
+    name = "decode_head.fusion.conv"
+    assert sites(convolution(name, "y = Relu(c)"))[0].output == "y"
+    assert observed(convolution(name, "y = Relu(c)")) == ["x", "y"]
+    assert sites(convolution(name, "r = Relu(c) y = Add(r, c)"))[0].output == "c"
+
+
 def test_products_of_two_activations_are_no_sites() -> None:
     assert [site.name for site in sites(attention())] == [f"{BLOCK}.attention.dwa.qkv"]
 
