@@ -1,6 +1,8 @@
 """Write into README.md what its commands print, and the tables of the last benchmarks.
 
-    python benchmarks/readme.py benchmarks/results/MACHINE
+    python benchmarks/readme.py benchmarks/results/MACHINE [SECTION...]
+
+Without a section, all of them; a section needs the files of those above it.
 
 The commands run one after the other in an empty folder, beside this repository's benchmarks/, examples/, models/ and
 calib/; ``tritonserver`` is the one that `make triton` fetches, as in the tests.
@@ -23,6 +25,7 @@ README = ROOT / "README.md"
 SECTIONS = {
     "output": "## The main job",
     "precision": "## FP16 and INT8",
+    "segmentation": "## Segmentation",
     "engines": "## TensorRT engines",
     "latency": "## Latency",
     "serving": "## Serving",
@@ -30,6 +33,7 @@ SECTIONS = {
 TABLES = {
     "benchmark": "export.md",
     "accuracy": "precision.md",
+    "miou": "segmentation.md",
     "builds": "build.md",
     "repeatability": "repeatability.md",
     "peers": "peers.md",
@@ -47,26 +51,30 @@ LEFT_OUT = re.compile(r"^\| (\S+ \| dense|(small|base|lite) \| [A-Z])|^# ")
 """Rows of a table, and a title, that its file alone has."""
 CUT_AT = re.compile("G MACs of the blocks|## A billion images")
 """Where README leaves a table's file."""
+OVERLAY = "00007.overlay.png"
+"""What `predict` draws in the section on segmentation, which shows it."""
 CODES = {"doctor": 1}
 """Exit codes other than 0: a plan does not load on a machine without a GPU."""
 
 
 def main() -> None:
     """Fill all marked parts."""
-    if len(sys.argv) != 2:
+    if len(sys.argv) < 2 or not SECTIONS.keys() >= {*sys.argv[2:]}:
         sys.exit(__doc__)
-    results = Path(sys.argv[1])
+    results, wanted = Path(sys.argv[1]), sys.argv[2:] or list(SECTIONS)
     text = README.read_text(encoding="utf-8")
     os.environ["PATH"] = f"{ROOT / '.triton'}{os.pathsep}{os.environ['PATH']}"
     with tempfile.TemporaryDirectory() as folder:
         for name in ("benchmarks", "examples", "models"):
             Path(folder, name).symlink_to(ROOT / name)
         shutil.copytree(ROOT / "calib", Path(folder, "calib"))  # its folder of pictures is beside it
-        for name, title in SECTIONS.items():
+        for name, title in ((name, SECTIONS[name]) for name in wanted):
             section = text[text.index(title) :]
             section = section[: section.index(f"<!-- {name}: begin -->")]
             shown = printed(re.findall(r"^\$ (.*)$", section, re.MULTILINE), Path(folder))
             text = filled(text, name, "```text\n" + shown + "```\n")
+        if "segmentation" in wanted:
+            shutil.copy(Path(folder, OVERLAY), results / "overlay.png")
     for name, table in TABLES.items():
         kept = CUT_AT.split((results / table).read_text(encoding="utf-8"))[0]
         lines = kept.strip().splitlines(keepends=True)

@@ -38,12 +38,17 @@ def variants(
     ablations: Annotated[
         bool, typer.Option("--ablations", help="SepViT-T in the paper's ablations, which are variants too.")
     ] = False,
+    heads: Annotated[bool, typer.Option("--heads", help="With the decode heads for segmentation.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """List the architectures: sizes, parameters, MACs, and what the paper reports of them."""
-    if complexity and ablations:
-        raise OptionError("--complexity with --ablations", expected="one of them")
-    if ablations:
+    if complexity + ablations + heads > 1:
+        raise OptionError("several of --complexity, --ablations and --heads", expected="one of them")
+    if heads:
+        from sepvit_deploy.cli import heads as of_heads
+
+        show.json_document({"heads": of_heads.head_rows()}) if as_json else of_heads.heads()
+    elif ablations:
         from sepvit_deploy.cli import ablations as rows
 
         show.json_document({"ablations": rows.ablation_rows()}) if as_json else rows.ablations()
@@ -169,7 +174,8 @@ def audit(
     image_size: Annotated[
         str | None,
         typer.Option(
-            metavar="HxW", help="Of a file of any size: count MACs at this one; default: its passport's.",
+            metavar="HxW",
+            help="Of a file of any size: count MACs at this one; default: its passport's.",
             show_default=False,
         ),
     ] = None,

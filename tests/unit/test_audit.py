@@ -13,6 +13,8 @@ from sepvit_deploy.audit import Audit, audit
 from sepvit_deploy.errors import AuditFailed, GraphError
 
 X = "float[2,6] x"
+MAP = "float[1,3,8,8] x"
+ANY = "float[B,3,H,W] x"
 
 
 def graph(body: str, inputs: str = X, *, output: str = "y", opset: int = 20, domains: str = "") -> onnx.ModelProto:
@@ -112,6 +114,30 @@ BROKEN = {
     ),
     "GELU by Erf at opset 20": ("e = Erf(x)\n y = Mul(x, e)", {("gelu", "e")}, X),
     "GELU by Tanh": ("e = Tanh(x)\n y = Mul(x, e)", {("gelu", "e")}, X),
+    "a cubic Resize": ('y = Resize<mode = "cubic">(x, , s)', {("resize", "y")}, f"{MAP}, float[4] s"),
+    "a bilinear Resize of other pixels": (
+        'y = Resize<mode = "linear", coordinate_transformation_mode = "pytorch_half_pixel">(x, , s)',
+        {("resize", "y")},
+        f"{MAP}, float[4] s",
+    ),
+    "a nearest Resize of other pixels": ("y = Resize(x, , s)", {("resize", "y")}, f"{MAP}, float[4] s"),
+    "Cast to int32": ("a = ArgMax<axis = 1>(x)\n y = Cast<to = 6>(a)", {("operator", "y")}, MAP),
+    "a shape in a graph of one size": (
+        "n = Shape(x)\n y = Reshape(x, n)",
+        {("shape-chain", "n")},
+        MAP,
+    ),
+    "a shape as data": ("n = Shape(x)\n y = Mul(x, n)", {("shape-chain", "y")}, ANY),
+    "a part of a shape as data": (
+        ints("i", 2) + ints("j", 3) + "n = Shape(x)\n m = Slice(n, i, j)\n y = ReduceMean(m)",
+        {("shape-chain", "y")},
+        ANY,
+    ),
+    "a computed shape where only the batch is free": (
+        "n = Shape(x)\n y = Reshape(x, n)",
+        {("shape-chain", "n")},
+        "float[B,3,8,8] x",
+    ),
     "an unknown standard operator": ("y = Invented(x)", {("operator", "y")}, X),
     "Einsum": ('y = Einsum<equation = "ij->ji">(x)', {("operator", "y")}, X),
 }
@@ -149,6 +175,16 @@ CLOSE = {
     "attention": (
         "t = Transpose<perm = [1, 0]>(x)\n p = MatMul(x, t)\n s = Softmax<axis = -1>(p)\n y = MatMul(s, x)",
         X,
+        20,
+    ),
+    "a mask": (
+        'r = Resize<mode = "linear">(x, , s)\n a = ArgMax<axis = 1>(r)\n y = Cast<to = 2>(a)',
+        f"{MAP}, float[4] s",
+        17,
+    ),
+    "the Resize of a neck": (
+        'y = Resize<mode = "nearest", coordinate_transformation_mode = "asymmetric", nearest_mode = "floor">(x, , s)',
+        f"{MAP}, float[4] s",
         20,
     ),
     "windows": ("p = Pad(x, k)\n y = Reshape(p, s)", f"{X}, int64[4] k, int64[2] s", 20),
@@ -272,6 +308,29 @@ def test_macs_of_unknown_shapes_are_none(inputs: str, body: str) -> None:
     # with_batch names the first dimension of every input, hence the free ones are elsewhere or behind an operator
     result = audited(body, inputs, domains=', "f" : 1')
     assert result.macs is None
+
+
+SIZED = ints("zero", 0) + ints("two", 2) + ints("four", 4) + "c = Conv<strides = [4, 4]>(x, w)\n n = Shape(c)\n"
+SIZED += "b = Slice(n, zero, two)\n hw = Slice(n, two, four)\n d = Mul(hw, two)\n s = Concat<axis = 0>(b, d)\n"
+SIZED += 'r = Resize<mode = "linear">(c, , , s)\n y = Conv(r, v)'
+ANY_SIZE = f"{ANY}, float[5,3,4,4] w, float[7,5,1,1] v"
+
+
+@pytest.mark.parametrize(("size", "cells"), [((8, 8), 4), ((16, 40), 40)])
+def test_macs_of_a_graph_of_any_size_are_those_of_an_image_of_one(size: tuple[int, int], cells: int) -> None:
+    model = graph(SIZED, ANY_SIZE)
+    values = {"w": (5, 3, 4, 4), "v": (7, 5, 1, 1)}
+    model.graph.initializer.extend(numpy_helper.from_array(np.ones(v, np.float32), n) for n, v in values.items())
+    del model.graph.input[1:]
+    result = audit(model, size=size)
+    assert result.macs_size == size
+    assert result.macs == cells * 5 * 48 + 4 * cells * 7 * 5
+    assert (audit(model).macs, audit(model).macs_size) == (None, None)
+
+
+def test_a_size_says_nothing_of_a_graph_that_has_one() -> None:
+    result = audit(graph("y = Conv(x, w)", f"{MAP}, float[4,3,1,1] w"), size=(512, 512))
+    assert (result.macs, result.macs_size) == (4 * 3 * 64, None)
 
 
 def test_macs_inside_a_branch_are_none() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
+from sepvit_deploy.cli import run
 from sepvit_deploy.errors import OptionError
 from sepvit_deploy.heads import (
     PUBLISHED,
@@ -48,3 +51,13 @@ def test_the_products_of_attention_are_what_the_published_macs_leave_out() -> No
 def test_a_head_that_is_none(head: str | None, found: str) -> None:
     with pytest.raises(OptionError, match=found):
         require_head(head)
+
+
+def test_the_command_prints_them_beside_the_papers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["variants", "--heads", "--json"]) == 0
+    rows = {(row["name"], row["head"]): row for row in json.loads(capsys.readouterr().out)["heads"]}
+    assert rows.keys() == PUBLISHED.keys()
+    assert rows["t", "fpn"]["parameters_to_infer"] == INFERENCE["t", "fpn"]
+    assert run(["variants", "--heads"]) == 0
+    assert "38.799 (38.8)" in capsys.readouterr().out
+    assert run(["variants", "--heads", "--ablations"]) == 2

@@ -31,7 +31,8 @@ class Fake:
         self._batches = iter(batches)
 
     def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        return {name: np.asarray(value, np.float32) for name, value in next(self._batches).items()}
+        batch = next(self._batches)
+        return {name: np.asarray(value, np.uint8 if name == "mask" else np.float32) for name, value in batch.items()}
 
 
 def compared(want: Any, have: Any, **options: Any) -> Parity:
@@ -202,6 +203,68 @@ def test_feature_maps_have_no_top1() -> None:
     assert result.passed
     off = maps | {"stride8": 2 * maps["stride8"]}
     failed(compared(maps, off, outputs=tuple(maps)), "stride8 differs by 1.0e+00 (SQNR 0.0 dB)")
+
+
+def pixel_logits(changed: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(2, 3, 20, 50) logits on both sides, which are close but for the class of ``changed`` of their 2000 pixels."""
+    want = np.zeros((2, 3, 1000), np.float32)
+    want[:, 1] = 1e-6
+    have = want.copy()
+    have[0, 2, :changed] = 2e-6
+    return tuple({"logits": values.reshape(2, 3, 20, 50)} for values in (want, have))
+
+
+@pytest.mark.parametrize(("changed", "passed"), [(0, True), (2, True), (3, False)])
+def test_the_pixels_of_logits_are_decisions_and_a_few_of_them_may_be_ties(changed: int, passed: bool) -> None:
+    result = compared(*pixel_logits(changed), tolerance=replace(FP32, sqnr_db=-200.0))
+    assert (result.top1_agreement, result.pixel_agreement) == (None, 1 - changed / 2000)
+    assert result.passed == passed
+    assert result.first_out is None
+    if not passed:
+        failed(result, "99.85% of the pixels of 2 images have the same class; expected at most 1e-04, at least -200 dB")
+
+
+def masks(changed: int, *, to: int = 2) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(2, 20, 50) masks on both sides, of which ``changed`` pixels differ."""
+    want, have = np.ones(2000, np.uint8), np.ones(2000, np.uint8)
+    have[np.r_[1000:2000, :1000][:changed]] = to  # those of the second image first
+    return tuple({"mask": values.reshape(2, 20, 50)} for values in (want, have))
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "most"), [(FP32, 2), (parity.FP16, 20), (parity.INT8, 1000)], ids=["fp32", "fp16", "int8"]
+)
+@pytest.mark.parametrize("to", [2, 255])
+def test_a_mask_is_judged_by_the_share_of_pixels_alone(tolerance: Tolerance, most: int, to: int) -> None:
+    result = compared(*masks(most, to=to), outputs=("mask",), tolerance=tolerance)
+    assert result.passed
+    assert result.pixel_agreement == 1 - most / 2000
+    result = compared(*masks(most + 1, to=to), outputs=("mask",), tolerance=tolerance)
+    assert (result.passed, result.first_out) == (False, "mask")
+    least = f"at least {tolerance.pixel_agreement:.1%} of pixels with the same class"
+    failed(result, f"{(most + 1) / 2000:.2%} of the pixels of mask have another class; expected {least}")
+
+
+def test_classes_differ_as_one_hot_vectors_do() -> None:
+    (mask,) = compared(*masks(5, to=200), outputs=("mask",)).tensors
+    assert (mask.max_difference, mask.relative, mask.classes) == (1.0, 5 / 2000, True)
+    assert mask.sqnr_db == pytest.approx(10 * math.log10(2000 / 10))
+    assert mask.cosine == pytest.approx(1 - 5 / 2000)
+    (equal,) = compared(*masks(0), outputs=("mask",)).tensors
+    assert (equal.relative, equal.sqnr_db, equal.cosine) == (0.0, math.inf, 1.0)
+
+
+def test_the_worst_pixel_of_a_mask_is_the_first_of_another_class() -> None:
+    sums = Sums()
+    want, have = (batch["mask"] for batch in masks(5, to=9))
+    for image in range(2):
+        sums.add(want[image : image + 1], have[image : image + 1])
+    assert sums.worst == Worst((1, 0, 0), 1.0, 9.0)
+
+
+def test_a_mask_of_another_size() -> None:
+    with pytest.raises(ParityFailed, match=re.escape("mask of m.onnx has shape (2, 10, 50); expected (2, 20, 50)")):
+        compared(masks(0)[0], {"mask": masks(0)[0]["mask"][:, :10]}, outputs=("mask",))
 
 
 @pytest.mark.parametrize(

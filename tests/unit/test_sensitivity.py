@@ -268,3 +268,45 @@ def test_images_that_change_while_they_are_measured(later: int) -> None:
     refused(
         "the images changed while they were measured", lambda kept: Fake({}), images=lambda: batches(16, next(counts))
     )
+
+
+class Segments:
+    """Gives (B, 3, 4, 4) logits, or their classes: the pixels of an image are its number."""
+
+    def __init__(self, noise: float, *, mask: bool) -> None:
+        self.name, self.input_shape = "segments", (None, 3, None, None)
+        rng = np.random.default_rng(0)
+        shape = (IMAGES, 3, 4, 4)
+        table = rng.standard_normal(shape) + noise * rng.standard_normal(shape)
+        self.table = table.argmax(axis=1).astype(np.uint8) if mask else table.astype(np.float32)
+        self.output = "mask" if mask else "logits"
+
+    def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        return {self.output: self.table[images[:, 0, 0, 0].astype(int)]}
+
+
+@pytest.mark.parametrize("mask", [False, True], ids=["logits", "mask"])
+def test_pixels_are_the_decisions_of_segmentation(mask: bool) -> None:
+    noise = {frozenset(): 1.0, frozenset({"fine"}): 1.0, frozenset({"coarse"}): 0.002}
+    expected, changed = Segments(0, mask=mask), Segments(1.0, mask=mask)
+    result = sensitivity(expected, ["fine", "coarse"], lambda kept: Segments(noise[kept], mask=mask), batches)
+    want, have = (x.table if mask else x.table.argmax(axis=1) for x in (expected, changed))
+    share = float((want == have).mean())
+    assert result.everything.agreement == share < 0.9
+    assert [row.group for row in result.rows] == ["coarse", "fine"]
+    assert result.keep == ("coarse",)
+    if mask:
+        assert result.everything.sqnr_db == pytest.approx(-10 * math.log10(1 - share))
+
+
+def test_a_mask_counts_pixels_and_not_how_far_apart_their_classes_numbers_are() -> None:
+    result = sensitivity(Segments(0, mask=True), ["all"], lambda kept: Shifted(), batches)
+    assert result.everything == Measured(0.0, 0.0)
+
+
+class Shifted(Segments):
+    """Another class for every pixel, by a number that is far from it."""
+
+    def __init__(self) -> None:
+        super().__init__(0, mask=True)
+        self.table = self.table + np.uint8(200)
