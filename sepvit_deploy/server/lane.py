@@ -173,7 +173,10 @@ def _require_segments(model: Model, outputs: dict[str, Array]) -> None:
 
 
 def largest_batch(runner: Runner) -> int | None:
-    """The most images that a model takes at once; None where any number goes."""
+    """The most images that a model takes at once, whatever their size; None where any number goes."""
     if isinstance(runner, Profiled):
-        return max(profile.maximum for profile in runner.profiles)
+        most: dict[object, int] = {}
+        for profile in runner.profiles:
+            most[profile.sizes] = max(profile.maximum, most.get(profile.sizes, 0))
+        return min(most.values())
     return runner.input_shape[0]

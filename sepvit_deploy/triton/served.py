@@ -117,12 +117,18 @@ class Serving:
 
 
 def covered(profiles: tuple[Profile, ...]) -> int:
-    """The highest batch up to which every batch from 1 is in a profile; 0 where none takes one image."""
-    reached = 0
-    for profile in sorted(profiles, key=lambda profile: profile.minimum):
-        if profile.minimum <= reached + 1:
-            reached = max(reached, profile.maximum)
-    return reached
+    """The highest batch up to which every batch from 1 is in a profile; 0 where none takes one image.
+
+    Of a file of any size, in a profile of each range of sizes that there is: Triton joins what comes, whatever size.
+    """
+    lowest = []
+    for sizes in {profile.sizes for profile in profiles}:
+        reached = 0
+        for profile in sorted(profiles, key=lambda profile: profile.minimum):
+            if profile.sizes == sizes and profile.minimum <= reached + 1:
+                reached = max(reached, profile.maximum)
+        lowest.append(reached)
+    return min(lowest, default=0)
 
 
 def limit(served: Served, asked: int | None) -> int:
@@ -139,7 +145,7 @@ def limit(served: Served, asked: int | None) -> int:
     if not served.profiles:
         return asked or ONNX_LIMIT
     reached, highest = covered(served.profiles), max(profile.maximum for profile in served.profiles)
-    told = ", ".join(f"{profile.minimum} to {profile.maximum}" for profile in served.profiles)
+    told = ", ".join(profile.takes for profile in served.profiles)
     if reached == 0:
         raise PlanError(
             f"{served.path} takes batches of {told}, and a server meets single images",

@@ -187,7 +187,7 @@ FAULTS: list[tuple[str, str, str, Plant]] = [
     ("batch-profile", "colour/1", "none of 33", both(add(CONFIG, "max_batch_size: 64"), clear(CONFIG, GROUP))),
     ("batch-profile", "colour/1", "no other, and max_batch_size is 32", plan(batch=4)),
     ("batch-profile", "colour/1", "and max_batch_size is 0", swap(CONFIG, "max_batch_size: 32", "")),
-    ("batch-profile", "colour/1", "1 to 1, 4 to 32 in profile 0, 1, none of 2", both(plan(*GAP), TWO_PROFILES)),
+    ("batch-profile", "colour/1", "batches of 1, 4 to 32 in profile 0, 1, none of 2", both(plan(*GAP), TWO_PROFILES)),
     ("batch-profile", "colour/1", "1 to 4 in profile 0, none of 5", plan(*JOINED)),
     ("batch-profile", "colour/1", "has 1 profile, and the config asks for 1", TWO_PROFILES),
     ("version-compatible", "colour/1", "--backend-config=tensorrt,version-compat", plan(version_compatible=True)),

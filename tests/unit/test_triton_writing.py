@@ -241,7 +241,7 @@ def test_a_fixed_batch_stands_in_the_dims(files: Path, tmp_path: Path) -> None:
     ("file", "options", "words"),
     [
         ("rtx.plan", [], ["TensorRT-RTX, and Triton has no backend", "build FILE.onnx --builder tensorrt"]),
-        ("gap.plan", [], ["1 to 1, 4 to 32, and none of 2", "--max-batch 1, or build it again"]),
+        ("gap.plan", [], ["batches of 1, 4 to 32, and none of 2", "--max-batch 1, or build it again"]),
         ("gap.plan", ["--max-batch", "4"], ["--max-batch 4; expected 1 to 1"]),
         ("high.plan", [], ["8 to 8, and a server meets single images", "--profile 1,8,32"]),
         ("a.plan", ["--max-batch", "33"], ["--max-batch 33; expected 1 to 32"]),
@@ -621,3 +621,10 @@ def test_every_config_reads_back_as_itself(batch: int | None, labels: Any, servi
         made = make(model, serving)
         assert parse(as_text(made, ("a comment: { [", ""))) == made
         assert all(warmup.batch_size <= max(1, made.max_batch_size) for warmup in made.model_warmup)
+
+
+def test_what_every_range_of_sizes_takes_is_covered() -> None:
+    lying, standing = Profile.parse("1,1,8@32x32,512x512,512x2048"), Profile.parse("1,1,4@32x32,512x512,2048x512")
+    assert covered((lying, standing)) == 4
+    assert covered((lying, standing, Profile.parse("5,5,6@32x32,512x512,2048x512"))) == 6
+    assert covered((lying, Profile.parse("2@64x64"))) == 0

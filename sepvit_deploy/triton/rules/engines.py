@@ -99,7 +99,7 @@ def _profiles(repository: Repository) -> Iterator[tuple[str, str]]:
                 continue
             profiles: tuple[Profile, ...] = tuple(facts.profiles[int(each)] for each in chosen)
             if (reached := covered(profiles)) < most:
-                told = ", ".join(f"{profile.minimum} to {profile.maximum}" for profile in profiles)
+                told = ", ".join(profile.takes for profile in profiles)
                 found = f"takes batches of {told} in profile {', '.join(chosen)}"
                 yield place, f"{found}, none of {reached + 1}, and max_batch_size is {most}"
 
