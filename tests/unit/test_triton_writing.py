@@ -243,7 +243,7 @@ def test_a_fixed_batch_stands_in_the_dims(files: Path, tmp_path: Path) -> None:
         ("rtx.plan", [], ["TensorRT-RTX, and Triton has no backend", "build FILE.onnx --builder tensorrt"]),
         ("gap.plan", [], ["batches of 1, 4 to 32, and none of 2", "--max-batch 1, or build it again"]),
         ("gap.plan", ["--max-batch", "4"], ["--max-batch 4; expected 1 to 1"]),
-        ("high.plan", [], ["8 to 8, and a server meets single images", "--profile 1,8,32"]),
+        ("high.plan", [], ["batches of 8, and a server meets single images", "--profile 1,8,32"]),
         ("a.plan", ["--max-batch", "33"], ["--max-batch 33; expected 1 to 32"]),
         ("a.plan", ["--max-batch", "0"], ["--max-batch 0; expected 1 to 4096"]),
         ("a.plan", ["--instances", "0"], ["--instances 0; expected 1 to 64"]),
