@@ -16,6 +16,7 @@ from sepvit_deploy.cli import (
     capacity,
     commands,
     deployment,
+    exporting,
     latency,
     load,
     manifests,
@@ -29,7 +30,7 @@ from sepvit_deploy.cli.app import app
 from sepvit_deploy.errors import SepvitError
 
 COMMANDS = (
-    *(commands, precision, building, deployment, latency, capacity, report),
+    *(exporting, commands, precision, building, deployment, latency, capacity, report),
     *(triton, serve, load, manifests, batch),
 )
 """Modules that add their commands to `app` when they are imported."""

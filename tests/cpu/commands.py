@@ -25,6 +25,18 @@ PHOTO = Path(__file__).parents[2] / "examples" / "chelsea.jpg"
 ESCAPE = "\x1b"
 NOBODY = 65534
 
+LARGER = ("s", "b")
+
+
+def published(name: str) -> tuple[str, ...]:
+    """Options of the export of a published variant that tests share.
+
+    Those of `LARGER` are of one batch, which is half the work: they are the same modules more often and wider, and what
+    a free batch needs shows in the others.
+    """
+    return ("--variant", name, "--batch", "1") if name in LARGER else ("--variant", name)
+
+
 HEADER = '<ir_version: 9, opset_import: ["" : 20]>\n'
 CLASSIFIER = HEADER + (
     "g (float[batch,3,224,224] images) => (float[batch,5] logits) "

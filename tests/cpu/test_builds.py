@@ -1,7 +1,8 @@
 """Every variant, task and precision is built by TensorRT-RTX: one and several profiles, two compute capabilities.
 
 Of the smallest variant each precision of each task is built; the larger ones are the same modules more often and wider:
-each of their tasks and each of their precisions is built, and the rest parsed and checked.
+each of their tasks and each of their precisions is built, and the rest parsed and checked. Of segmentation, whose heads
+are the same behind every variant, INT8 is built once: a mask of one size, and logits of any.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
@@ -18,6 +20,7 @@ from sepvit_deploy.engine import engine_from_onnx
 from sepvit_deploy.export import onnx_from_torch
 from sepvit_deploy.graph import load_graph
 from sepvit_deploy.model.build import build_model
+from sepvit_deploy.model.deploy import deployed
 from sepvit_deploy.model.rewrite import rewrite
 from sepvit_deploy.network import Precision
 from sepvit_deploy.placement import observed, sites
@@ -125,6 +128,35 @@ def test_a_larger_variant_is_built_in_each_task_and_each_precision() -> None:
         built = [(task, precision) for variant, task, precision in LARGE_BUILT if variant == name]
         assert {task for task, _ in built} == {task for task, _ in REQUESTS}
         assert {precision for _, precision in built} == {precision for _, precision in REQUESTS}
+
+
+@pytest.mark.parametrize(
+    ("spec", "profile", "shape"),
+    [
+        (ModelSpec("lite", "segment", (64, 96), 7, head="fpn", output="mask"), "1,2,4", [-1, 64, 96]),
+        (
+            ModelSpec("lite", "segment", (64, 96), 7, head="upernet", any_size=True),
+            "1,1,2@32x32,64x96,96x128",
+            [-1, 7, -1, -1],
+        ),
+    ],
+    ids=["fpn mask", "upernet logits of any size"],
+)
+def test_the_heads_of_segmentation_build_with_their_convolutions_in_int8(
+    spec: ModelSpec, profile: str, shape: list[int]
+) -> None:
+    model = build_model(spec.variant, spec.task, num_classes=spec.num_classes, head=spec.head, output=spec.output)
+    fp32 = onnx_from_torch(deployed(model, spec), spec)
+    inputs = np.random.default_rng(0).standard_normal((1, 3, *spec.size), dtype=np.float32)
+    int8 = int8_from_fp32(fp32, table(fp32, inputs, observed(fp32)), graph_sha256=DIGEST).model
+    request = replace(ONE, profiles=(Profile.parse(profile),), level=0)
+    facts = engine_from_onnx(int8.SerializeToString(), request, name="lite.onnx", precision="int8").facts
+    quantized = [site for site in sites(fp32) if site.default]
+    assert facts.network.outputs == {spec.output: shape}
+    assert facts.network.matmuls["INT8"] == sum(site.op == "MatMul" for site in quantized)
+    in_head = sum(site.group.startswith(("neck.", "decode_head.")) for site in quantized)
+    assert in_head == {"fpn": 15, "upernet": 12}[str(spec.head)]
+    assert facts.network.convolutions == {"INT8": 4 + in_head, "HALF": 4 + 1}  # PEG and the classifier
 
 
 def test_one_engine_takes_several_profiles_and_generations(exported: Callable[..., Path]) -> None:

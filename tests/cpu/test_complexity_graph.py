@@ -15,6 +15,7 @@ from sepvit_deploy.complexity import graph_block_macs, rewritten_macs
 from sepvit_deploy.export import graph_of_module
 from sepvit_deploy.model.sepvit import SepViT
 from sepvit_deploy.variants import VARIANTS, block_macs, block_shapes
+from tests.cpu.commands import published
 
 SIZE = (224, 224)
 
@@ -22,7 +23,7 @@ SIZE = (224, 224)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_each_block_of_an_exported_graph(name: str, exported: Callable[..., Path]) -> None:
     expected = {shape.name: rewritten_macs(shape) for shape in block_shapes(VARIANTS[name], "classify", SIZE)}
-    assert graph_block_macs(load_graph(exported("--variant", name))) == expected
+    assert graph_block_macs(load_graph(exported(*published(name)))) == expected
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -16,7 +16,6 @@ import pytest
 from PIL import Image
 from safetensors.torch import save_file
 
-from sepvit_deploy.accuracy import Share
 from sepvit_deploy.artifact import read_passport, sha256
 from sepvit_deploy.deployment import (
     DeploymentSpec,
@@ -27,7 +26,7 @@ from sepvit_deploy.deployment import (
 from sepvit_deploy.graph import load_graph
 from sepvit_deploy.model.build import build_model
 from sepvit_deploy.model.checkpoint import published_state_dict
-from sepvit_deploy.pipeline import deploying, exporting, lowering
+from sepvit_deploy.pipeline import checking, deploying, exporting
 from sepvit_deploy.plans import read_plan
 from sepvit_deploy.runners.onnxruntime import OnnxRuntimeRunner
 from sepvit_deploy.spec_file import read_spec, spec_text
@@ -104,8 +103,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fast_export(lite: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`lite`'s graph in the exporter's place, and one random image where comparisons take six."""
     monkeypatch.setattr(exporting, "onnx_from_torch", lambda *_, **__: load_graph(lite))
-    for module in (exporting, lowering):
-        monkeypatch.setattr(module, "PARITY_BATCHES", (1,))
+    monkeypatch.setattr(checking, "PARITY_BATCHES", (1,))
 
 
 def table_with(source: Path, target: Path, change: Callable[[dict[str, Any]], None]) -> Path:
@@ -900,7 +898,7 @@ def test_deploy_goes_on_to_the_engine_where_its_builder_works(checkpoint: Path, 
 def test_a_file_that_is_not_accepted_is_taken_away(
     checkpoint: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deploying, "agreement_on", lambda *_, **__: Share.of(3, 4))
+    monkeypatch.setattr(deploying, "agreement_on", lambda *_, **__: (0.75, 4))
     spec = spec_for(checkpoint, pictures)
     path = spec_file(tmp_path, replace(spec, acceptance=replace(spec.acceptance, agreement=1.0)))
     out = tmp_path / "build"
