@@ -48,7 +48,7 @@ triton: venv ## fetch a real Triton server for the tests (55 MB, once, into .tri
 	$(BIN)/python tests/fetch_triton.py .triton
 
 test: venv lint triton ## lint, fetch Triton, then every test that needs no GPU
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests/unit tests/cpu tests/repo
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests/unit tests/cpu tests/repo
 
 gpu: $(if $(GPU_PYTHON),,venv) ## the tests and the benchmark that need a GPU; GPU_PYTHON=python3 takes an environment as it is
 	@failed=0; \

@@ -34,13 +34,17 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of commands of the fresh environment."""
+    """The folder of commands of the fresh environment, which has no pip of its own: this one's installs into it."""
     folder = tmp_path_factory.mktemp("environment")
-    venv.create(folder, with_pip=True, symlinks=True)
-    python = folder / "bin" / "python"
-    done = run(python, "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", wheel, cwd=folder)
+    venv.create(folder, symlinks=True)
+    constraints = ROOT / "constraints.txt"
+    done = run(*pip(folder / "bin"), "install", "--quiet", "--no-compile", "-c", constraints, wheel, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
-    return python.parent
+    return folder / "bin"
+
+
+def pip(commands: Path) -> tuple[str | Path, ...]:
+    return (sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", commands / "python")
 
 
 def test_the_wheel_holds_the_package_alone(wheel: Path) -> None:
@@ -55,7 +59,7 @@ def test_the_wheel_holds_the_package_alone(wheel: Path) -> None:
 
 
 def test_the_core_brings_no_framework(installed: Path, tmp_path: Path) -> None:
-    done = run(installed / "python", "-m", "pip", "list", "--format=json", cwd=tmp_path)
+    done = run(*pip(installed), "list", "--format=json", cwd=tmp_path)
     names = {package["name"].lower() for package in json.loads(done.stdout)}
     assert {"numpy", "onnx", "pillow", "typer"} <= names
     assert not names & {"torch", "onnxruntime", "onnxscript", "onnxsim", "polygraphy", "tensorrt"}

@@ -489,7 +489,9 @@ def test_a_spec_of_the_repository(path: Path) -> None:
     document, complete = (tomllib.loads(text) for text in (path.read_text(encoding="utf-8"), spec_text(spec)))
     assert document == complete  # every key is written out
     assert path.stem == spec.name
-    assert spec.name == f"sepvit_{spec.model.variant}{'_digits' * bool(spec.weights.file)}_{spec.precision.type}"
+    head = f"_{spec.model.head}" if spec.model.head else ""
+    digits = "_digits" * bool(spec.weights.file)
+    assert spec.name == f"sepvit_{spec.model.variant}{head}{digits}_{spec.precision.type}"
     # Of the paper's models there are no public weights: theirs are given with --weights.
     assert bool(spec.weights.file) == (spec.model.variant == "lite")
     if spec.calibration.images:
