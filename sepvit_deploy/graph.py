@@ -185,3 +185,30 @@ def with_outputs(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProt
         more.graph.node.append(helper.make_node("Cast", [name], [output], name=output, to=TensorProto.FLOAT))
         more.graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, None))
     return more
+
+
+def with_logits(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of a graph that gives a mask, which gives the logits (B, classes, h, w) that the mask is chosen from.
+
+    Raises:
+        GraphError: the graph does not end in Resize, ArgMax and Cast.
+    """
+    from onnx import ModelProto, TensorProto, helper
+
+    cut = ModelProto()
+    cut.CopyFrom(model)
+    made = {output: node for node in cut.graph.node for output in node.output}
+    name, ending = cut.graph.output[0].name, []
+    for kind in ("Cast", "ArgMax", "Resize"):
+        node = made.get(name)
+        if node is None or node.op_type != kind:
+            found = f"{cut.graph.output[0].name} is made by {node.op_type if node is not None else 'nothing'}"
+            raise GraphError(found, expected="a mask, by Resize, ArgMax and Cast, as export writes it")
+        ending.append(node)
+        name = node.input[0]
+    for node in ending:
+        cut.graph.node.remove(node)
+    del cut.graph.output[:]
+    cut.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    rename_values(cut, {name: "logits"})
+    return cut

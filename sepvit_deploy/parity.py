@@ -1,8 +1,8 @@
 """Do two forms of a model agree, and if not, where first.
 
-Both get the same images. Outputs are judged by their worst difference, by SQNR and by decisions (top-1, of images or of
-pixels), a mask by decisions alone; a number that is not finite, on either side, fails. Where inner tensors have names on both sides, the first one out of tolerance is
-the address of the mistake.
+Both get the same images. Outputs are judged by their worst difference, by SQNR and by decisions, the best classes of
+images or of pixels, a mask by decisions alone; a number that is not finite, on either side, fails. Where inner tensors
+have names on both sides, the first one out of tolerance is the address of the mistake.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Sites are the products of an activation with constant weights: the linear layers, the dense patch embeddings, and the
 convolutions of a decode head and its neck. PEG's depthwise convolution is none, nor is the matrix by which UperNet
-pools, nor are DWA's and PWA's products of two activations; those of DWA can join as a whole, for a fused INT8 attention.
+pools, nor are DWA's and PWA's products of two activations; those of DWA can join as a whole, for a fused attention.
 
 Names are those that export gives: a node is ``stage1.block0.mlp.fc1/MatMul``, its site ``stage1.block0.mlp.fc1``.
 """

@@ -263,7 +263,8 @@ class _Experiment:
 def _decisions(name: str, values: Array) -> Array:
     """The class of every image, (B,), or of every pixel, (B, h, w): nothing, (B, 0), of an output without classes."""
     if name == "logits" and values.ndim in (2, 4) and values.size:
-        return values.argmax(axis=1)
+        best: Array = values.argmax(axis=1)
+        return best
     return values if name == "mask" else values[:, :0]
 
 

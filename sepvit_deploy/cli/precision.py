@@ -167,7 +167,10 @@ def sensitivity(
     method: MethodOption = "percentile",
     percentile: PercentileOption = 99.99,
     samples: Annotated[int | None, typer.Option(help="Pictures to use; default: 256.", show_default=False)] = None,
-    agreement: Annotated[float, typer.Option(help="Share of equal top-1 that the --keep line should reach.")] = 0.99,
+    agreement: Annotated[
+        float,
+        typer.Option(help="Share of equal top-1, or of pixels' equal classes, that the --keep line should reach."),
+    ] = 0.99,
     alone: Annotated[bool, typer.Option("--alone", help="Also each group with nothing else in INT8.")] = False,
     threads: ThreadsOption = None,
     as_json: JsonOption = False,

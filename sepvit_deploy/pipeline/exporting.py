@@ -116,7 +116,7 @@ def export(
         report("simplifying")
         graph = simplify_graph(graph)
     report("auditing")
-    audited = audit_graph(graph)
+    audited = audit_graph(graph, size=spec.size)
     audited.require_deployable(output.name)
     report("comparing with the reference")
     compared = compare_with_reference(

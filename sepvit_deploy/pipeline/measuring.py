@@ -13,6 +13,7 @@ from sepvit_deploy.errors import InputError, OptionError, PassportError
 from sepvit_deploy.evaluate import Evaluation, Resume
 from sepvit_deploy.evaluate import evaluate as evaluate_runner
 from sepvit_deploy.evaluate_masks import MaskEvaluation, evaluate_masks
+from sepvit_deploy.graph import with_logits
 from sepvit_deploy.image_sets import image_set, labelled
 from sepvit_deploy.likeness import Likeness
 from sepvit_deploy.mask_sets import IGNORE, Labelling, mask_set
@@ -153,9 +154,12 @@ def sensitivity(
 ) -> tuple[Sensitivity, bool]:
     """What each group of layers costs in INT8, and whether the figures mean anything (False for random weights).
 
+    Of a file that gives masks the logits before them are compared, which tell more of the layers than whole classes do.
+
     Args:
         scales: a table for this file; None calibrates on the images.
-        agreement: share of equal top-1 that the suggested --keep line should reach.
+        agreement: share of equal top-1, of segmentation of pixels with the same class, that the suggested --keep line
+            should reach.
         alone: also measure each group with nothing but it in INT8.
 
     Raises:
@@ -166,9 +170,10 @@ def sensitivity(
     if not 0 < agreement <= 1:
         raise OptionError(f"--agreement {agreement}", expected="a share above 0, up to 1")
     file = open_onnx(path)
-    _, _, preprocessing = file.require_passport()
+    _, spec, preprocessing = file.require_passport()
     file.require_fp32()
-    found = sites(file.graph)
+    judged = with_logits(file.graph) if spec.output == "mask" else file.graph
+    found = sites(judged)
     images = image_set(source, samples=samples, warn=warn)
     if scales is not None:
         table = table_for(file, scales, preprocessing)
@@ -191,16 +196,14 @@ def sensitivity(
         include = [site.group for site in found if not site.default and site.group not in kept]
         keep = sorted(kept - {site.group for site in found if not site.default})
         # The rest in FP32: what is measured is INT8 alone, and ONNX Runtime computes FP16 in FP32 on a CPU anyway.
-        graph = int8_from_fp32(
-            file.graph, table, graph_sha256=file.sha256, rest="fp32", keep=keep, include=include
-        ).model
+        graph = int8_from_fp32(judged, table, graph_sha256=file.sha256, rest="fp32", keep=keep, include=include).model
         return OnnxRuntimeRunner(graph, name=path.name, threads=threads)
 
     def batches() -> Iterator[Array]:
         return (batch for _, batch in image_batches(images, preprocessing))
 
     result = sensitivity_of(
-        OnnxRuntimeRunner(file.graph, name=path.name, threads=threads),
+        OnnxRuntimeRunner(judged, name=path.name, threads=threads),
         groups,
         quantized,
         batches,

@@ -150,7 +150,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
     finally:
         child.send_signal(signal.SIGINT)  # as Ctrl-C ends `serve run`
         try:
-            child.wait(30)
+            child.wait(12)  # what is left of it then is killed
         except subprocess.TimeoutExpired:
             os.killpg(child.pid, signal.SIGKILL)
             child.wait(10)

@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper, parser
 
 from sepvit_deploy import graph
 from sepvit_deploy.errors import GraphError
-from sepvit_deploy.graph import load_graph, nested, opset, rename_values, static_shapes, with_batch
+from sepvit_deploy.graph import load_graph, nested, opset, rename_values, static_shapes, with_batch, with_logits
 
 WEIGHTS = np.arange(12, dtype=np.float32).reshape(4, 3)
 IF = """
@@ -297,3 +297,26 @@ def test_a_dimension_that_inference_would_write_out_is_refused() -> None:
     text = '<ir_version: 9, opset_import: ["": 20]> g (int64[1099511627776] x) => (int64[N] y) { y = Squeeze(x) }'
     with pytest.raises(GraphError, match="x has a dimension of 1099511627776; expected at most 67108864"):
         static_shapes(onnx.parser.parse_model(text))
+
+
+MASK = """<ir_version: 9, opset_import: ["" : 20]> net (float[B,3,8,8] x, float[4] s) => (uint8[B,16,16] y) {
+  scores = Neg(x)  more = Abs(scores)  r = Resize<mode = "linear">(more, , s)
+  a = ArgMax<axis = 1, keepdims = 0>(r)  y = Cast<to = 2>(a)
+}"""
+
+
+def test_a_graph_that_gives_a_mask_can_give_the_logits_instead() -> None:
+    model = parsed(MASK)
+    before = model.SerializeToString()
+    cut = with_logits(model)
+    assert [(node.op_type, *node.output) for node in cut.graph.node] == [("Neg", "scores"), ("Abs", "logits")]
+    assert [value.name for value in cut.graph.output] == ["logits"]
+    assert model.SerializeToString() == before
+
+
+@pytest.mark.parametrize(
+    ("whole", "part"), [("Cast<to = 2>(a)", "ArgMax(r)"), ("ArgMax<axis = 1, keepdims = 0>(r)", "Neg(r)")]
+)
+def test_a_graph_that_gives_no_mask_has_no_logits_before_it(whole: str, part: str) -> None:
+    with pytest.raises(GraphError, match=r"y is made by .*; expected a mask, by Resize, ArgMax and Cast"):
+        with_logits(parsed(MASK.replace(whole, part)))
