@@ -49,7 +49,7 @@ SHORTENED = (
 """Commands that run, and whose output is left out: it is long, and no result."""
 LEFT_OUT = re.compile(r"^\| (\S+ \| dense|(small|base|lite) \| [A-Z])|^# ")
 """Rows of a table, and a title, that its file alone has."""
-CUT_AT = re.compile("G MACs of the blocks|## A billion images")
+CUT_AT = re.compile("G MACs of the blocks|## A billion images|IoU of each class:")
 """Where README leaves a table's file."""
 OVERLAY = "00007.overlay.png"
 """What `predict` draws in the section on segmentation, which shows it."""

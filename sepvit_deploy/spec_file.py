@@ -214,7 +214,7 @@ _COMMENTS = {
     "precision": "type fp32, fp16 or int8; target tensorrt or cpu; keep lists patterns of layers that stay out of it",
     "calibration": "for int8: a folder or manifest of images (empty: --images); entropy, percentile, mse or minmax",
     "acceptance": "against the FP32 file on those images: share of equal top-1, or pixels",
-    "engine": 'builder tensorrt, rtx or auto; profiles such as ["1", "4,8,32"], of any_size with sizes, ["1@512x512"];\n'
+    "engine": 'builder tensorrt, rtx or auto; profiles such as ["1", "4,8,32"], of any_size ["1@512x512"];\n'
     'compute_capabilities, of rtx, such as ["8.6"]; 0, -1 and nothing leave it to the builder',
     "parity": "of a form against the model in torch, of the engine against its ONNX file; they go with the precision.\n"
     "INT8 is judged on images, by acceptance; here only a broken one is told from a whole one",
