@@ -27,6 +27,7 @@ from sepvit_deploy.placement import observed, sites
 from sepvit_deploy.precision import fp16_from_fp32, int8_from_fp32
 from sepvit_deploy.spec import ModelSpec
 from sepvit_deploy.variants import STRIDES, VARIANTS, Task, map_sizes
+from tests.cpu.commands import LARGER, published
 from tests.cpu.rtx import SKIP
 from tests.cpu.test_precision import images
 from tests.unit.graphs import DIGEST, table
@@ -48,7 +49,8 @@ REQUESTS: dict[tuple[Task, Precision], BuildRequest] = {
 """Each precision with one and with several profiles, for one compute capability and for the other."""
 LARGE = {"t": ONE, "s": ONE, "b": replace(ONE, compute_capabilities=("12.0",))}
 """The larger variants are built with one profile: several take their time again for each, and show nothing more. Their
-backbones are of one batch, which are exported in half the time: lite's, of the same modules, takes any."""
+backbones, and the classifiers of `LARGER`, are of one batch, which are exported in half the time: the others, of the
+same modules, take any."""
 LARGE_BUILT: frozenset[tuple[str, Task, Precision]] = frozenset(
     {
         ("t", "classify", "fp32"),
@@ -66,7 +68,7 @@ LARGE_BUILT: frozenset[tuple[str, Task, Precision]] = frozenset(
 
 def fp32_graph(name: str, task: Task, exported: Callable[..., Path]) -> onnx.ModelProto:
     if task == "classify":
-        return load_graph(exported("--variant", name))
+        return load_graph(exported(*published(name)))
     if name == "lite":
         return load_graph(exported("--variant", name, "--task", task, "--image-size", "x".join(map(str, ODD))))
     spec = ModelSpec(name, task, SIZE, 1000)
@@ -76,7 +78,11 @@ def fp32_graph(name: str, task: Task, exported: Callable[..., Path]) -> onnx.Mod
 
 def request_for(name: str, task: Task, precision: Precision) -> BuildRequest:
     request = LARGE.get(name, REQUESTS[task, precision])
-    return replace(request, profiles=()) if task == "dense" and name in LARGE else request
+    return replace(request, profiles=()) if of_one_batch(name, task) else request
+
+
+def of_one_batch(name: str, task: Task) -> bool:
+    return name in (LARGE if task == "dense" else LARGER)
 
 
 @pytest.mark.parametrize("task", ["classify", "dense"])
@@ -88,7 +94,7 @@ def test_every_precision_builds_with_the_products_asked_for(
     inputs = images(fp32, 1)
     int8 = int8_from_fp32(fp32, table(fp32, inputs, observed(fp32)), graph_sha256=DIGEST).model
     graphs: dict[Precision, onnx.ModelProto] = {"fp32": fp32, "fp16": fp16_from_fp32(fp32).model, "int8": int8}
-    batch = 1 if name in LARGE and task == "dense" else -1
+    batch = 1 if of_one_batch(name, task) else -1
     size = ODD if name == "lite" and task == "dense" else SIZE
     shapes = {"logits": [batch, 1000]}
     if task == "dense":
