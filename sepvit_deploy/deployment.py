@@ -160,6 +160,7 @@ class DeploymentSpec:
             raise OptionError(
                 f"preprocessing.size is {list(self.preprocessing.size)}", expected=f"model.size {list(self.model.size)}"
             )
+        self.model.require_ratio(self.preprocessing)
         self._require_profiles()
         if self.precision.target == "cpu" and self.engine != EngineSpec():  # deploy would pass over it in silence
             raise OptionError("engine with precision.target 'cpu'", expected="precision.target 'tensorrt'")

@@ -55,7 +55,7 @@ class Preprocessing:
         if self.resize_shorter is not None:
             # A shorter side below the crop would need padding, which no published model was trained with.
             _integer("preprocessing.resize_shorter", self.resize_shorter, at_least=max(self.size))
-        if self.keep_ratio not in (False, True) or (self.keep_ratio and self.resize_shorter is not None):
+        if type(self.keep_ratio) is not bool or (self.keep_ratio and self.resize_shorter is not None):
             found = f"preprocessing.keep_ratio is {self.keep_ratio!r}, resize_shorter {self.resize_shorter!r}"
             raise OptionError(found, expected="true or false, and true without resize_shorter")
         _one_of("preprocessing.interpolation", self.interpolation, ("bicubic", "bilinear"))
@@ -118,7 +118,7 @@ class ModelSpec:
         _one_of("task", self.task, get_args(Task))
         object.__setattr__(self, "size", _pair("size", self.size))
         _integer("num_classes", self.num_classes, at_least=1, at_most=MAX_CLASSES)
-        if self.any_size not in (False, True) or (self.any_size and self.task == "classify"):
+        if type(self.any_size) is not bool or (self.any_size and self.task == "classify"):
             found = f"any_size is {self.any_size!r} for the task {self.task}"
             raise OptionError(found, expected="true or false, and false for classification")
         if self.task == "classify" and self.size != (CLASSIFY_SIZE, CLASSIFY_SIZE):
@@ -158,6 +158,17 @@ class ModelSpec:
     def preprocessing(self) -> Preprocessing:
         """How pictures become inputs of this model."""
         return replace(Preprocessing.for_task(self.task, self.size), keep_ratio=self.any_size)
+
+    def require_ratio(self, preprocessing: Preprocessing) -> None:
+        """Refuse to prepare pictures of one size for a file of any, and the other way round.
+
+        Raises:
+            OptionError: their aspect ratio is kept where there is one size, or not kept where there is any.
+        """
+        if preprocessing.keep_ratio != self.any_size:
+            takes = "any size" if self.any_size else "one size"
+            found = f"preprocessing.keep_ratio is {str(preprocessing.keep_ratio).lower()} for a file of {takes}"
+            raise OptionError(found, expected=str(self.any_size).lower())
 
     def to_dict(self) -> dict[str, Any]:
         """A plain dictionary that TOML and JSON can hold."""

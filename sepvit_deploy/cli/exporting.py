@@ -78,13 +78,18 @@ def export(
         ),
     ] = "",
     num_classes: Annotated[
-        int | None, typer.Option(help="Of the head; default: the checkpoint's, or 1000.", show_default=False)
+        int | None,
+        typer.Option(help="Of the head; default: the checkpoint's, or 1000, of segment 150.", show_default=False),
     ] = None,
     batch: Annotated[str, typer.Option(metavar="dynamic|N", help="Images in a batch.")] = "dynamic",
     opset: Annotated[int, typer.Option(help="ONNX opset, 17 to 21.")] = 20,
     output: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Default: ./sepvit_VARIANT[_dense|_fpn|_upernet].onnx.", show_default=False),
+        typer.Option(
+            metavar="FILE",
+            help="Default: ./sepvit_VARIANT[_dense|_fpn|_upernet][_mask][_dynamic].onnx.",
+            show_default=False,
+        ),
     ] = None,
     no_simplify: Annotated[bool, typer.Option("--no-simplify", help="Leave the exporter's graph as it is.")] = False,
     precision: Annotated[
@@ -106,7 +111,9 @@ def export(
     from sepvit_deploy.spec import parse_input_size
 
     suffix = {"classify": "", "dense": "_dense", "segment": f"_{head}"}[task]
+    suffix += "_mask" * (output_kind == "mask")
     size, any_size = parse_input_size(image_size or ("512" if task == "segment" else f"{CLASSIFY_SIZE}"))
+    suffix += "_dynamic" * any_size
     if num_classes is not None and num_classes < 1:
         raise OptionError(f"--num-classes {num_classes}", expected="1 or more")
     if precision == "fp32" and (images or samples is not None or keep):

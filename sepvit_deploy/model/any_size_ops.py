@@ -128,9 +128,12 @@ def _(x: Tensor, scale: int) -> Tensor:
 
 
 def scale_to(length: int, wanted: int) -> float:
-    """The scale by which ``length``, rounded down as ONNX's Resize does in float32, becomes ``wanted``."""
+    """The float32 scale by which ``length`` becomes ``wanted`` when rounded down, as ONNX's Resize does.
+
+    Not a hair too small: runtimes multiply in float32, and shape inference exactly.
+    """
     scale = torch.tensor(wanted / length, dtype=torch.float32)
-    while int(scale * length) < wanted:
+    while float(scale) * length < wanted:
         scale = torch.nextafter(scale, torch.tensor(torch.inf))
     return float(scale)
 

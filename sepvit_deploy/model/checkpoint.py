@@ -117,7 +117,9 @@ def load_checkpoint(
     """
     form = Form(variant_named(variant), task, head)
     with torch.device("meta"):
-        reference(form.variant, task, num_classes or 1, head=head)  # what was asked for is there at all
+        reference(
+            form.variant, task, 1 if num_classes is None else num_classes, head=head
+        )  # what was asked for is there at all
     path = Path(path)
     stored = read_checkpoint(path, ema=ema)
     state = {key: value for key, value in stored.tensors.items() if not form.passes_over(key)}
@@ -141,7 +143,7 @@ def load_checkpoint(
             weights[key] = torch.zeros(value.shape, dtype=value.dtype)
     model.load_state_dict(weights, assign=True)
     if isinstance(model, SepViTSegmenter):
-        model.class_names, model.palette = stored.class_names, stored.palette
+        model.class_names, model.palette, model.unusable = stored.class_names, stored.palette, stored.unusable
     return model.eval()
 
 

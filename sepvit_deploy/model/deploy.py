@@ -78,7 +78,10 @@ def deployed_head(module: nn.Module, size: tuple[int, int] | None) -> nn.Module:
         return DeployDouble()
     if isinstance(module, PyramidPooling):
         return DeployPooling(module, size)
+    if not module._modules:
+        return copy.deepcopy(module)
     changed = copy.copy(module)
+    changed.__dict__ = {key: dict(value) if isinstance(value, dict) else value for key, value in vars(module).items()}
     changed._modules = {
         name: None if child is None else deployed_head(child, size) for name, child in module._modules.items()
     }

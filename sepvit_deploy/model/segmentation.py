@@ -181,6 +181,7 @@ class SepViTSegmenter(nn.Module):
 
     Attributes:
         class_names, palette: names and colours of the classes, where the checkpoint has them.
+        unusable: what the checkpoint has of these in a form that cannot be used.
     """
 
     task: Task = "segment"
@@ -195,6 +196,7 @@ class SepViTSegmenter(nn.Module):
         self.output = output
         self.class_names: tuple[str, ...] | None = None
         self.palette: tuple[tuple[int, int, int], ...] | None = None
+        self.unusable: tuple[str, ...] = ()
         self.backbone = SepViTBackbone(variant)
         self.neck = FPN(variant.channels) if head == "fpn" else nn.Identity()
         self.decode_head = FPNHead(num_classes) if head == "fpn" else UPerHead(variant.channels, num_classes)

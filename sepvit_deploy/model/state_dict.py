@@ -48,11 +48,13 @@ class Stored:
         tensors: by the names that the file gives them.
         class_names: as a toolbox notes them beside the weights; None where it does not, or not in a usable form.
         palette: red, green and blue of each class, 0 to 255; likewise.
+        unusable: which of ``CLASSES`` and ``PALETTE`` it notes in a form that cannot be used.
     """
 
     tensors: dict[str, Tensor]
     class_names: tuple[str, ...] | None = None
     palette: tuple[tuple[int, int, int], ...] | None = None
+    unusable: tuple[str, ...] = ()
 
 
 def read_state_dict(path: str | os.PathLike[str], *, ema: bool = False) -> dict[str, Tensor]:
@@ -97,7 +99,10 @@ def read_checkpoint(path: str | os.PathLike[str], *, ema: bool = False) -> Store
         raise CheckpointError(f"{path} holds no tensors", expected="the weights of a SepViT")
     if all(key.startswith("module.") for key in tensors):  # saved under DistributedDataParallel
         tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
-    return Stored(tensors, _class_names(meta), _palette(meta))
+    found = {"CLASSES": _class_names(meta), "PALETTE": _palette(meta)}
+    noted = meta if isinstance(meta, Mapping) else {}
+    unusable = tuple(key for key, value in found.items() if value is None and noted.get(key) is not None)
+    return Stored(tensors, _class_names(meta), _palette(meta), unusable)
 
 
 def _class_names(meta: object) -> tuple[str, ...] | None:

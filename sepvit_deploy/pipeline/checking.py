@@ -62,6 +62,11 @@ def reference_model(spec: ModelSpec, weights: Path | None, *, ema: bool = False,
     )
 
 
+def random_source(spec: ModelSpec) -> str:
+    """What `random_images` gives, for reports."""
+    return f"{RANDOM} of {', '.join(f'{h}x{w}' for h, w in ANY_SIZES)}" if spec.any_size else RANDOM
+
+
 def random_images(spec: ModelSpec, batch: int | None) -> Iterator[Array]:
     """Random batches that a file of ``spec`` is compared on; of one for any size, several small ones.
 
@@ -71,7 +76,7 @@ def random_images(spec: ModelSpec, batch: int | None) -> Iterator[Array]:
     if spec.any_size:
         for size in ANY_SIZES:
             yield from parity.random_batches(size, (batch or 2,))
-    elif spec.task == "segment":
+    elif spec.task == "segment":  # which takes ten times as long as classification
         yield from parity.random_batches(spec.size, PARITY_BATCHES[:2] if batch is None else (batch,))
     else:
         yield from parity.random_batches(spec.size, PARITY_BATCHES if batch is None else (batch,))
@@ -205,7 +210,7 @@ def _batches(runner: Runner, file: Opened, folder: Path | None) -> tuple[Iterato
     if expected is not None and expected != (height, width):
         raise GraphError(f"{runner.name} takes {runner.input_shape}", expected=f"{expected}, as its passport says")
     if folder is None and spec is not None:
-        return random_images(spec, fixed), RANDOM
+        return random_images(spec, fixed), random_source(spec)
     if spec is None and (height is None or width is None):
         raise GraphError(f"{runner.name} has no fixed image size", expected="a file as export writes it")
     if folder is None:

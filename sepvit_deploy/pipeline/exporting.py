@@ -17,11 +17,11 @@ from sepvit_deploy.heads import ADE20K_CLASSES, Head, OutputKind
 from sepvit_deploy.optional import require
 from sepvit_deploy.parity import Parity
 from sepvit_deploy.pipeline.checking import (
-    RANDOM,
     compare_with_reference,
     onnx_runner,
     parity_facts,
     random_images,
+    random_source,
     reference_model,
 )
 from sepvit_deploy.pipeline.opened import Report, Warn
@@ -120,7 +120,7 @@ def export(
     audited.require_deployable(output.name)
     report("comparing with the reference")
     compared = compare_with_reference(
-        model, spec, onnx_runner(graph, spec, output.name), random_images(spec, batch), RANDOM
+        model, spec, onnx_runner(graph, spec, output.name), random_images(spec, batch), random_source(spec)
     )
     compared.require_passed()
     report("writing")
@@ -145,6 +145,8 @@ def export(
 
 def _labelling(model: Reference, warn: Warn) -> dict[str, Any]:
     """Names and colours of the classes that the checkpoint brought, as facts of a passport."""
+    for key in getattr(model, "unusable", ()):
+        warn(f"the checkpoint's meta has {key} in a form that cannot be shown: it is not used")
     found: dict[str, Any] = {}
     for key, values in (
         ("classes", getattr(model, "class_names", None)),

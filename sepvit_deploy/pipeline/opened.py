@@ -139,6 +139,7 @@ class Opened(ABC):
             return None
         try:
             found = Preprocessing.from_dict(self.passport.facts.get("preprocessing", self.spec.preprocessing.to_dict()))
+            self.spec.require_ratio(found)
         except OptionError as error:
             location = artifact.passport_path(self.path)
             raise PassportError(f"{location}: {error}", hint="export again") from error

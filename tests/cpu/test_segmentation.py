@@ -6,11 +6,14 @@ import copy
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
 
 from sepvit_deploy.errors import CheckpointError
+from sepvit_deploy.export import graph_of_module
 from sepvit_deploy.heads import PUBLISHED, auxiliary_convolutions, count_segmentation_parameters
 from sepvit_deploy.model.any_size_ops import scale_to
 from sepvit_deploy.model.build import build_model, reference
@@ -21,8 +24,8 @@ from sepvit_deploy.model.checkpoint import (
     published_name,
     published_state_dict,
 )
-from sepvit_deploy.model.deploy import deployed
-from sepvit_deploy.model.segmentation import SepViTSegmenter
+from sepvit_deploy.model.deploy import deployed, deployed_head
+from sepvit_deploy.model.segmentation import Resize, SepViTSegmenter
 from sepvit_deploy.model.state_dict import read_checkpoint
 from sepvit_deploy.spec import ModelSpec
 from sepvit_deploy.variants import VARIANTS
@@ -142,9 +145,64 @@ def test_the_rewrites_are_exact(head, size):
 
 @pytest.mark.parametrize("length", [1, 2, 3, 7, 13, 25, 50, 127, 1023])
 def test_a_scale_gives_the_wanted_length_as_a_runtime_rounds_it(length):
-    for wanted in range(1, 3 * length + 2):
-        scale = np.float32(scale_to(length, wanted))
-        assert int(np.float32(length) * scale) == wanted
+    nodes, values = [], []
+    for wanted in range(max(1, length // 2), 2 * length + 2):
+        scales = onnx.helper.make_tensor(
+            f"to{wanted}", onnx.TensorProto.FLOAT, [4], [1, 1, scale_to(length, wanted), 1]
+        )
+        values.append(scales)
+        nodes.append(onnx.helper.make_node("Resize", ["x", "", scales.name], [f"y{wanted}"], mode="linear"))
+    given = [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 1, length, 1])]
+    made = [onnx.helper.make_tensor_value_info(node.output[0], onnx.TensorProto.FLOAT, None) for node in nodes]
+    graph = onnx.helper.make_graph(nodes, "scales", given, made, values)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=9)
+    wanted_heights = [int(node.output[0][1:]) for node in nodes]
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph.output
+    assert [value.type.tensor_type.shape.dim[2].dim_value for value in inferred] == wanted_heights
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    outputs = session.run(None, {"x": np.zeros((1, 1, length, 1), np.float32)})
+    assert [output.shape[2] for output in outputs] == wanted_heights
+
+
+class Resizes(nn.Module):
+    """Every other row and column, resized to what they were taken from: from 13 to 25, say."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.smooth = deployed_head(Resize(), (1, 1))
+        self.steps = deployed_head(Resize("nearest"), (1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        half = images[:, :, ::2, ::2]
+        return self.smooth(half, images) + self.steps(half, images)
+
+
+def test_a_graph_for_one_odd_size_resizes_as_torch_does():
+    size = (25, 101)
+    graph = graph_of_module(Resizes(), size, output_names=("resized",))
+    onnx.shape_inference.infer_shapes(graph, strict_mode=True, data_prop=True)
+    images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"images": images.numpy()})
+    half = images[:, :, ::2, ::2]
+    want = nn.functional.interpolate(half, size, mode="bilinear") + nn.functional.interpolate(half, size)
+    assert np.abs(found - want.numpy()).max() < 1e-4  # places are float32, too
+    assert "Shape" not in {node.op_type for node in graph.graph.node}
+
+
+@pytest.mark.parametrize("head", ["fpn", "upernet"])
+def test_the_reference_is_left_alone(head):
+    model = build_model("lite", "segment", num_classes=3, head=head)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    rewritten = deployed(model, ModelSpec("lite", "segment", (32, 32), 3, head))
+    with torch.no_grad():
+        for value in rewritten.state_dict().values():
+            value.zero_()
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    theirs, ours = dict(model.named_modules()), dict(rewritten.named_modules())
+    shared = [name for name in ours if name in theirs and ours[name]._forward_hooks is theirs[name]._forward_hooks]
+    assert not shared
 
 
 # Files that do not fit
@@ -230,3 +288,4 @@ def test_names_and_colours_that_cannot_be_shown_are_not_taken(meta, tmp_path):
     torch.save({"meta": meta, "state_dict": {"a": torch.zeros(1)}}, tmp_path / "weights.pth")
     stored = read_checkpoint(tmp_path / "weights.pth")
     assert (stored.class_names, stored.palette) == (None, None)
+    assert stored.unusable == (("CLASSES", "PALETTE") if isinstance(meta, dict) else ())

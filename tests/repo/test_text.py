@@ -89,3 +89,14 @@ def test_the_readme_gives_commands_of_known_programs() -> None:
     found = commands((ROOT / "README.md").read_text(encoding="utf-8"))
     assert found
     assert {command.split()[0].rpartition("/")[2] for command in found} <= PROGRAMS
+
+
+def test_what_the_readme_shows_is_there() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"<!-- (\w+): begin -->\n(.*?)<!-- (\w+): end -->", text, re.DOTALL)
+    assert len(blocks) == text.count(": begin -->") == text.count(": end -->")
+    assert [(begin, end) for begin, _, end in blocks if begin != end] == []
+    assert [name for name, content, _ in blocks if not content.strip()] == []
+    links = re.findall(r"\]\((?!https?://)([^)#]+)\)", text)
+    assert len(links) > 5
+    assert [link for link in links if not (ROOT / link).exists()] == []

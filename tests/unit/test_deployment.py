@@ -200,6 +200,15 @@ def test_the_default_spec_of_every_model(variant: str, precision: Precision, tmp
     )
 
 
+@pytest.mark.parametrize(("any_size", "keep_ratio"), [(True, False), (False, True)])
+def test_a_ratio_is_kept_for_any_size_alone(any_size: bool, keep_ratio: bool) -> None:
+    document = tomllib.loads(LEAST.replace("classify", "dense").replace("[224, 224]", "[64, 96]"))
+    document["model"]["any_size"] = any_size
+    document["preprocessing"] = {"keep_ratio": keep_ratio}
+    with pytest.raises(OptionError, match=f"keep_ratio is {str(keep_ratio).lower()} for a file of"):
+        spec_from_dict(document)
+
+
 def test_a_resize_of_0_is_no_crop(tmp_path: Path) -> None:
     straight = LEAST + "[preprocessing]\nresize_shorter = 0\n"
     spec = read_spec(written(tmp_path, straight))
