@@ -44,8 +44,13 @@ def classify(client: Any, model: str, pictures: list[Path]) -> None:
 
 def segment(client: Any, model: str, pictures: list[Path]) -> None:
     """One picture in a request, for a model of any size takes only pictures of one shape together."""
+    masks: dict[Path, Path] = {}
     for picture in pictures:
         mask = Path(f"{picture.stem}.mask.png")
+        if other := masks.get(mask):
+            sys.exit(f"error: {other} and {picture} would both be written to {mask}; rename one of them")
+        masks[mask] = picture
+    for mask, picture in masks.items():
         mask.write_bytes(ask(client, f"{model}_segment", [picture]).as_numpy("mask")[0, 0])
         print(f"{picture}: {mask}")
 

@@ -32,8 +32,10 @@ class MaskEvaluation:
     Attributes:
         images_folder, masks_folder: that were taken.
         images: how many were evaluated; unreadable ones are not among them.
-        unreadable: names of pictures that could not be read, relative to the folder.
+        unreadable: names of pictures that could not be read, or of a size that a file does not take, relative to the
+            folder.
         ignore: value of pixels that count for nothing; with ``reduce_zero_label`` so does 0.
+        ignored_class: the class that this value stands for, whose pixels are left out; None where it is no class.
         against: None where there was no other file.
         meaningful: False for weights that were never trained, whose accuracy says nothing.
         model_sha256: digest of the file; None where it is no file.
@@ -50,6 +52,7 @@ class MaskEvaluation:
     classes: int
     ignore: int
     reduce_zero_label: bool
+    ignored_class: int | None
     scores: Scores
     against: MaskComparison | None
     meaningful: bool
@@ -88,14 +91,15 @@ def evaluate_masks(
 ) -> MaskEvaluation:
     """Run a segmentation file, and maybe another one, over pictures with masks, in one pass.
 
-    Masks are predicted at the size of the labelled ones, which is that of the pictures.
+    Masks are predicted at the size of the labelled ones, which is that of the pictures. A picture that keeps its aspect
+    ratio may have a size that a file does not take: both files pass over it, as over one that cannot be read.
 
     Args:
         labelling: how many classes both files have, and what the numbers in the masks mean.
         names: of the classes.
         batch: pictures at a time, where the file leaves it open; one where inputs differ in size.
         workers: threads that decode.
-        max_unreadable: pictures to pass over; one more ends the evaluation.
+        max_unreadable: pictures to pass over, unreadable or of a size not taken; one more ends the evaluation.
         resume: where to keep what is done, so that an evaluation that was killed goes on there; gone at the end.
         belongs: what the progress belongs to besides the pictures: digests of the files.
         meaningful: False for weights that were never trained.
@@ -134,19 +138,22 @@ def evaluate_masks(
             )
         return _Loaded(index, pixels, labels)
 
+    def pass_over(index: int, error: InputError) -> None:
+        unreadable.append(images.files[index].relative_to(images.folder).as_posix())
+        if len(unreadable) > max_unreadable:
+            raise ImageError(
+                f"{images.name} has {len(unreadable)} unreadable pictures or more, the last: {error.found}",
+                expected=f"at most {max_unreadable}",
+                hint="repair or remove them, or raise --max-unreadable",
+            ) from error
+        warn(f"passed over: {error.found}")
+
     def readable(indices: Sequence[int]) -> Iterator[_Loaded]:
         for index, loaded in ahead(indices, load, workers):
             if isinstance(loaded, _Loaded):
                 yield loaded
-                continue
-            unreadable.append(images.files[index].relative_to(images.folder).as_posix())
-            if len(unreadable) > max_unreadable:
-                raise ImageError(
-                    f"{images.name} has {len(unreadable)} unreadable pictures or more, the last: {loaded.found}",
-                    expected=f"at most {max_unreadable}",
-                    hint="repair or remove them, or raise --max-unreadable",
-                ) from loaded
-            warn(f"passed over: {loaded.found}")
+            else:
+                pass_over(index, loaded)
 
     with contextlib.ExitStack() as stack:
         journal = None
@@ -157,10 +164,14 @@ def evaluate_masks(
         seen = {record.image for record in records}
         rest = readable([index for index in range(total) if index not in seen])
         while chunk := list(itertools.islice(rest, at_once)):
-            new = _records(runners, chunk, images.files, labelling.classes)
-            if journal:
-                journal.append([list(record) for record in new])
-            records += new
+            outputs = _outputs(runners, chunk, images.files, sizes_differ=preprocessing.keep_ratio)
+            if isinstance(outputs, InputError):
+                pass_over(chunk[0].index, outputs)
+            else:
+                new = _records(runners, outputs, chunk, images.files, labelling.classes)
+                if journal:
+                    journal.append([list(record) for record in new])
+                records += new
             progress((len(records) + len(unreadable)) / total)
         if not records:
             raise InputError(f"{images.name} has no readable picture", expected="one or more")
@@ -181,8 +192,9 @@ def evaluate_masks(
         images=len(records),
         unreadable=tuple(unreadable),
         classes=labelling.classes,
-        ignore=labelling.ignore,
+        ignore=labelling.ignored,
         reduce_zero_label=labelling.reduce_zero_label,
+        ignored_class=labelling.ignored_class,
         scores=own,
         against=comparison,
         meaningful=meaningful,
@@ -198,13 +210,29 @@ class _Loaded:
     labels: Labels
 
 
-def _records(
-    runners: Sequence[InBatches], chunk: Sequence[_Loaded], files: Sequence[Path], classes: int
-) -> list[Record]:
+def _outputs(
+    runners: Sequence[InBatches], chunk: Sequence[_Loaded], files: Sequence[Path], *, sizes_differ: bool
+) -> list[dict[str, Array]] | InputError:
+    """What each runner gives; or why one takes no picture of this size, where ``chunk`` is one picture of any size."""
     import numpy as np
 
     batch = np.stack([item.pixels for item in chunk])
-    outputs = [runner.run(batch) for runner in runners]
+    try:
+        return [runner.run(batch) for runner in runners]
+    except InputError as error:
+        if not sizes_differ:
+            raise
+        takes = f"; it takes {error.expected}" if error.expected else ""
+        return InputError(f"{files[chunk[0].index]}: {error.found}{takes}")
+
+
+def _records(
+    runners: Sequence[InBatches],
+    outputs: Sequence[dict[str, Array]],
+    chunk: Sequence[_Loaded],
+    files: Sequence[Path],
+    classes: int,
+) -> list[Record]:
     found = []
     for position, item in enumerate(chunk):
         masks = [
@@ -241,7 +269,7 @@ def _key(belongs: Mapping[str, str], pairs: MaskSet, preprocessing: Preprocessin
         "set of images": pairs.images.sha256,
         "set of masks": pairs.sha256,
         "preprocessing": json.dumps(preprocessing.to_dict()),
-        "labels": f"{labels.classes} classes, {labels.ignore} ignored, reduced: {labels.reduce_zero_label}",
+        "labels": f"{labels.classes} classes, {labels.ignored} ignored, reduced: {labels.reduce_zero_label}",
     }
 
 

@@ -106,6 +106,7 @@ def graph_of_module(
     require_options(opset, batch)
     require("onnxscript", extra="torch")
     torch = require("torch", extra="torch")
+    require("torch._dynamo", extra="torch")  # which the exporter imports itself, and loses a Ctrl-C meanwhile
     images = torch.zeros(batch or 2, 3, *(size or _TRACED_SIZE))
     dynamic = None if batch else ({0: torch.export.Dim("batch")},)
     with _quiet():

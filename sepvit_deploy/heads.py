@@ -21,6 +21,8 @@ OutputKind = Literal["logits", "mask"]
 ADE20K_CLASSES = 150
 MASK_CLASSES = 256
 """More do not fit a mask of uint8."""
+MOST_CLASSES = 1 << 16
+"""More do not fit a mask of uint16, which is the widest that is drawn of logits."""
 NECK_CHANNELS = 256
 FPN_CHANNELS = 128
 FPN_BLOCKS = (1, 1, 2, 3)

@@ -32,8 +32,8 @@ MAX_UPLOAD_PIXELS = 32_000_000
 """The same of a picture that a client sends, where nobody says otherwise. Pillow keeps 4 bytes of a pixel of RGB: this
 is 128 MB, and while it is decoded 256 MB, or 400 MB for grey of 32 bits."""
 
-# What Pillow's decoders raise on damaged bytes, besides OSError.
-_DAMAGED = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError, struct.error, zlib.error)
+DAMAGED = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError, struct.error, zlib.error)
+"""What Pillow's decoders raise on damaged bytes."""
 
 
 def load_image(path: str | Path) -> Image.Image:
@@ -81,7 +81,7 @@ def _decoded(file: IO[bytes], name: str, max_pixels: int) -> Image.Image:
         raise ImageError(f"{name} is not a picture, or its first bytes are damaged", expected=_FORMATS_TEXT) from None
     except Image.DecompressionBombError as error:
         raise ImageTooLarge(f"{name} is too large ({error})", expected=_pixels_text(max_pixels)) from error
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise ImageError(f"{name} cannot be read ({error})", expected="an undamaged, complete picture") from error
 
 
@@ -143,6 +143,10 @@ def image_files(folder: str | Path) -> list[Path]:
     if not os.path.isdir(folder):
         found = "is a file" if os.path.exists(folder) else "does not exist"
         raise ImageError(f"{folder} {found}", expected="a folder of pictures")
+    if os.path.isdir(folder / "images") and os.path.isdir(folder / "annotations"):  # masks are no photographs
+        raise ImageError(
+            f"{folder} holds annotations beside images", expected="a folder of pictures alone, such as images/training"
+        )
     found_files: list[Path] = []
     seen: dict[str, str] = {}
     try:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from sepvit_deploy.errors import ImageError, InputError, OptionError
+from sepvit_deploy.heads import MASK_CLASSES
 from sepvit_deploy.image_sets import ImageSet, labelled
 from sepvit_deploy.images import image_files, image_set_digest
 from sepvit_deploy.masks import read_mask
@@ -124,20 +125,43 @@ class Labelling:
 
     Attributes:
         classes: how many the model has.
-        ignore: the number of pixels that count for nothing.
+        ignore: the number of pixels that count for nothing, which may be that of a class; None for `IGNORE`, which
+            may not.
         reduce_zero_label: 0 counts for nothing, too, and 1 to ``classes`` are the classes from 0 on.
 
     Raises:
-        OptionError: ``ignore`` fits no mask.
+        OptionError: ``ignore`` fits no mask, or is None where `IGNORE` is a class; more classes than a mask can hold.
     """
 
     classes: int
-    ignore: int = IGNORE
+    ignore: int | None = None
     reduce_zero_label: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.ignore <= 255:
-            raise OptionError(f"--ignore {self.ignore}", expected="0 to 255, the numbers that a mask can hold")
+        if not 0 <= self.ignored <= 255:
+            raise OptionError(f"--ignore {self.ignored}", expected="0 to 255, the numbers that a mask can hold")
+        if self.classes > MASK_CLASSES:
+            found = f"masks of {self.classes} classes cannot be evaluated"
+            raise OptionError(found, expected=f"at most {MASK_CLASSES}, for a mask has 8 bits")
+        if self.ignore is None and self.ignored_class is not None:
+            # With `reduce_zero_label` 0 counts for nothing as it is; without it no number is free.
+            hint = "--ignore 0, which is no class" if self.reduce_zero_label else f"--ignore {IGNORE} to leave it out"
+            raise OptionError(
+                f"{IGNORE}, which is ignored in masks, is class {self.ignored_class} of {self.classes}",
+                expected="a number that is no class",
+                hint=f"type: {hint}",
+            )
+
+    @property
+    def ignored(self) -> int:
+        """The number of pixels that count for nothing."""
+        return IGNORE if self.ignore is None else self.ignore
+
+    @property
+    def ignored_class(self) -> int | None:
+        """The class whose pixels count for nothing, because its number is ignored; None where there is none."""
+        number = self.ignored - self.reduce_zero_label
+        return number if 0 <= number < self.classes else None
 
     @cached_property
     def table(self) -> Labels:
@@ -146,7 +170,7 @@ class Labelling:
 
         label = np.arange(256, dtype=np.int16) - int(self.reduce_zero_label)  # which makes 0 `IGNORED`
         label[label >= self.classes] = _NO_CLASS
-        label[self.ignore] = IGNORED
+        label[self.ignored] = IGNORED
         return label
 
     def read(self, path: Path) -> Labels:
@@ -180,7 +204,7 @@ class Labelling:
             last = self.classes - 1 + self.reduce_zero_label
             raise ImageError(
                 f"{unfit[0]} holds the value {unfit[1]}",
-                expected=f"0 to {last} or {self.ignore}, because {model} has {self.classes} classes",
+                expected=f"0 to {last} or {self.ignored}, because {model} has {self.classes} classes",
                 hint="add --reduce-zero-label, if 0 stands for no class in these masks" if would_do else None,
             )
         if (self.table[seen] == IGNORED).all():

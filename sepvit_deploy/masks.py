@@ -9,12 +9,10 @@ from __future__ import annotations
 import io
 import math
 import os
-import struct
 import warnings
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sepvit_deploy.errors import ImageError, InputError, PassportError
 
@@ -25,6 +23,7 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
     Mask = NDArray[np.uint8] | NDArray[np.uint16]
 
+T = TypeVar("T")
 Colour = tuple[int, int, int]
 """Red, green and blue, each 0 to 255."""
 MOST_CLASSES = 1 << 16
@@ -33,12 +32,18 @@ TILE = (64, 128)
 """Height and width of the part of a picture whose classes are decided at a time: it fits a processor's cache, and its
 products are too small for BLAS to share among threads, which spin where several masks are drawn at once."""
 
-# What Pillow's decoders raise on damaged bytes.
-_DAMAGED = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError, struct.error, zlib.error)
+
+class Abandoned(Exception):
+    """Nobody waits for the mask any more."""
 
 
 def class_mask(
-    outputs: Mapping[str, Array], index: int, *, input_size: tuple[int, int], picture_size: tuple[int, int]
+    outputs: Mapping[str, Array],
+    index: int,
+    *,
+    input_size: tuple[int, int],
+    picture_size: tuple[int, int],
+    keep_going: Callable[[], bool] = lambda: True,
 ) -> Mask:
     """The class of every pixel of a picture, (H, W): uint8, or uint16 where there are more than 256 classes.
 
@@ -52,18 +57,26 @@ def class_mask(
         index: of the picture in the batch.
         input_size: of what the runner was given.
         picture_size: of the picture, H x W.
+        keep_going: asked before each tile that logits decide, some ms apart: a large picture takes seconds.
 
     Raises:
+        Abandoned: ``keep_going`` says no.
         InputError: neither output is there, its shape or type does not fit, or logits are not finite.
     """
     if "logits" in outputs:
-        return _from_logits(outputs["logits"], index, input_size, picture_size)
+        return _from_logits(outputs["logits"], index, input_size, picture_size, keep_going)
     if "mask" in outputs:
         return _from_mask(outputs["mask"], index, input_size, picture_size)
     raise InputError(f"outputs {', '.join(outputs) or 'of no name'}", expected="logits or mask, of a segmentation file")
 
 
-def _from_logits(logits: Array, index: int, input_size: tuple[int, int], picture_size: tuple[int, int]) -> Mask:
+def _from_logits(
+    logits: Array,
+    index: int,
+    input_size: tuple[int, int],
+    picture_size: tuple[int, int],
+    keep_going: Callable[[], bool],
+) -> Mask:
     import numpy as np
 
     if logits.ndim != 4 or not logits.size or not 0 <= index < len(logits) or logits.shape[1] > MOST_CLASSES:
@@ -78,14 +91,21 @@ def _from_logits(logits: Array, index: int, input_size: tuple[int, int], picture
         mask = mask.astype(np.uint8)
     across = [
         (left, *_twice(left, min(left + TILE[1], width), scores.shape[2], input_size[1], width))
-        for left in range(0, width, TILE[1])
+        for left in _while(keep_going, range(0, width, TILE[1]))
     ]
     for top in range(0, height, TILE[0]):
         first, rows = _twice(top, min(top + TILE[0], height), scores.shape[1], input_size[0], height)
-        for left, begin, columns in across:
+        for left, begin, columns in _while(keep_going, across):
             part = scores[:, first : first + rows.shape[1], begin : begin + columns.shape[1]]
             _decide(part, rows, columns.T, mask[top : top + len(rows), left : left + len(columns)])
     return mask
+
+
+def _while(keep_going: Callable[[], bool], steps: Iterable[T]) -> Iterator[T]:
+    for step in steps:
+        if not keep_going():
+            raise Abandoned
+        yield step
 
 
 def _decide(scores: Array, rows: Array, columns: Array, best: Array) -> None:
@@ -162,7 +182,7 @@ def read_mask(path: str | Path) -> NDArray[np.uint8]:
     from PIL import Image, UnidentifiedImageError
 
     from sepvit_deploy.errors import ImageTooLarge
-    from sepvit_deploy.images import MAX_PIXELS
+    from sepvit_deploy.images import DAMAGED, MAX_PIXELS
 
     if not os.path.isfile(path):  # opening a pipe would wait for ever
         found = "is no regular file" if os.path.exists(path) else "does not exist"
@@ -184,7 +204,7 @@ def read_mask(path: str | Path) -> NDArray[np.uint8]:
         raise ImageTooLarge(f"{path} is too large ({error})", expected=f"at most {MAX_PIXELS} pixels") from error
     except UnidentifiedImageError:
         raise ImageError(f"{path} is no PNG file", expected=_MASK) from None
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise ImageError(f"{path} cannot be read ({error})", expected="an undamaged, complete PNG file") from error
     if image.mode == "L" and depth in (b"\2", b"\4"):  # Pillow spreads grey of few bits over 0 to 255
         values = values // (255 // ((1 << depth[0]) - 1))
@@ -278,10 +298,15 @@ def from_run_lengths(pairs: Sequence[Sequence[int]], height: int, width: int) ->
     """The inverse of `run_lengths`: uint8, or uint16 where a class is above 255.
 
     Raises:
-        InputError: not pairs of a class, 0 to 65535, and a length above 0; or lengths of another sum than the pixels.
+        InputError: more than `images.MAX_PIXELS`; not pairs of a class, 0 to 65535, and a length above 0; or lengths of
+            another sum than the pixels.
     """
     import numpy as np
 
+    from sepvit_deploy.images import MAX_PIXELS
+
+    if height * width > MAX_PIXELS:
+        raise InputError(f"a mask of {height}x{width} pixels", expected=f"at most {MAX_PIXELS}")
     total = 0
     for pair in pairs:
         fits = isinstance(pair, list | tuple) and len(pair) == 2 and all(type(item) is int for item in pair)

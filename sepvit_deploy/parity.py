@@ -1,8 +1,8 @@
 """Do two forms of a model agree, and if not, where first.
 
 Both get the same images. Outputs are judged by their worst difference, by SQNR and by decisions, the best classes of
-images or of pixels, a mask by decisions alone; a number that is not finite, on either side, fails. Where inner tensors
-have names on both sides, the first one out of tolerance is the address of the mistake.
+images, of logit cells or of pixels, a mask by decisions alone; a number that is not finite, on either side, fails.
+Where inner tensors have names on both sides, the first one out of tolerance is the address of the mistake.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class Parity:
         images: how many were compared; source: what they were.
         tensors: every output, and the named inner tensors before them.
         top1_agreement: share of images with the same best class, None where images have no classes.
-        pixel_agreement: share of pixels with the same class, None where pixels have none.
+        pixel_agreement: share of pixels with the same class, of logits (B, classes, h, w) that of their cells, before
+            any resize; None where pixels have none.
         first_out: the first tensor out of tolerance, in the order of computation.
     """
 
@@ -50,6 +51,11 @@ class Parity:
         return self._decides_alike and all(tensor.within(self.tolerance) for tensor in outputs)
 
     @property
+    def counted(self) -> str:
+        """What `pixel_agreement` is a share of: ``logit cells``, or ``pixels`` of masks."""
+        return "logit cells" if self.outputs == ("logits",) else "pixels"
+
+    @property
     def _decides_alike(self) -> bool:
         if self.pixel_agreement is not None:
             return self.pixel_agreement >= self.tolerance.pixel_agreement
@@ -64,11 +70,11 @@ class Parity:
         if self.passed:
             return
         tensor = next((t for t in self.tensors if t.name == self.first_out), None)
-        pixels = self.pixel_agreement is not None
-        decides = f"{self.tolerance.pixel_agreement:.1%} of pixels with the same class" if pixels else "equal top-1"
+        pixels, least = self.pixel_agreement is not None, self.tolerance.pixel_agreement
+        decides = f"{least:.1%} of {self.counted} with the same class" if pixels else "equal top-1"
         limits = f"at most {self.tolerance.relative:.0e}, at least {self.tolerance.sqnr_db:.0f} dB and {decides}"
         if tensor is None and pixels:
-            what = f"{self.pixel_agreement:.2%} of the pixels of {self.images} images have the same class"
+            what = f"{self.pixel_agreement:.2%} of the {self.counted} of {self.images} images have the same class"
         elif tensor is None:
             what = f"top-1 agrees on {self.top1_agreement:.2%} of {self.images} images"
         elif tensor.classes:

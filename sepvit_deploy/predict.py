@@ -103,14 +103,13 @@ def segment(
 
     Raises:
         OptionError: two pictures would be written to one place, or one over a file that is needed.
-        OutputError: the place cannot be written.
+        OutputError: a place cannot be written.
         ImageError: a picture is unusable; InputError: outputs that are no masks of these classes.
     """
-    places = _places(images, folder, masks, keep)
     batched = InBatches(runner)
     colours = colours or palette(classes)
     found = []
-    for path, (over, plain) in zip(images, places, strict=True):
+    for path, (over, plain) in zip(images, places(images, folder, masks=masks, keep=keep), strict=True):
         image = load_image(path)
         pixels = preprocess(image, preprocessing, name=path)
         outputs = batched.run(pixels[None])
@@ -132,10 +131,17 @@ def segment(
     return found
 
 
-def _places(images: Sequence[Path], folder: Path, masks: bool, keep: Sequence[Path]) -> list[tuple[Path, Path | None]]:
-    """Where the overlay of each picture goes, and its mask."""
+def places(
+    images: Sequence[Path], folder: Path, *, masks: bool = False, keep: Sequence[Path] = ()
+) -> list[tuple[Path, Path | None]]:
+    """Where the overlay of each picture goes, and its mask; see `segment`.
+
+    Raises:
+        OptionError: two pictures would be written to one place, or one over a file that is needed.
+        OutputError: a place cannot be written.
+    """
     taken = {os.path.realpath(path): str(path) for path in (*images, *keep)}
-    places: list[tuple[Path, Path | None]] = []
+    found: list[tuple[Path, Path | None]] = []
     for image in images:
         over = folder / f"{image.stem}.overlay.png"
         plain = folder / f"{image.stem}.mask.png" if masks else None
@@ -146,8 +152,7 @@ def _places(images: Sequence[Path], folder: Path, masks: bool, keep: Sequence[Pa
                     expected="a place for each picture",
                     hint="give another folder with --output, or predict them one by one",
                 )
+            require_writable(place)
             taken[os.path.realpath(place)] = f"that of {image}"
-        places.append((over, plain))
-    if places:
-        require_writable(places[0][0])  # before the work
-    return places
+        found.append((over, plain))
+    return found

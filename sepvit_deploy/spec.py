@@ -11,7 +11,7 @@ from dataclasses import Field, asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from sepvit_deploy.errors import OptionError
-from sepvit_deploy.heads import EVALUATION_SIZE, MASK_CLASSES, Head, OutputKind, require_head
+from sepvit_deploy.heads import EVALUATION_SIZE, MASK_CLASSES, MOST_CLASSES, Head, OutputKind, require_head
 from sepvit_deploy.variants import CLASSIFY_SIZE, STRIDES, Task, variant_named
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -132,6 +132,9 @@ class ModelSpec:
             raise OptionError(f"size is {_text(self.size)}", expected=f"sides of 1 to {MAX_DENSE_SIDE} pixels")
         if self.task == "segment":
             require_head(self.head)
+            if self.num_classes > MOST_CLASSES:
+                found = f"a segmentation model has {self.num_classes} classes"
+                raise OptionError(found, expected=f"at most {MOST_CLASSES}, for a mask is of uint16 at most")
         elif self.head is not None:
             raise OptionError(f"--head {self.head} with --task {self.task}", expected="--task segment")
         _one_of("output", self.output, get_args(OutputKind))

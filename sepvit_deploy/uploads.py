@@ -62,8 +62,9 @@ def mask_type(accept: str | None) -> str:
     wanted: dict[str, float] = {}
     for entry in (accept or "*/*").split(","):
         kind, *parameters = (part.strip().lower() for part in entry.split(";"))
-        values = [parameter[2:] for parameter in parameters if parameter.startswith("q=")]
-        wanted[kind] = float(values[0]) if values and re.fullmatch(r"[01](\.[0-9]{0,3})?", values[0]) else 1.0
+        weights = [parameter[2:] for parameter in parameters if parameter.startswith("q=")] or ["1"]
+        if re.fullmatch(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?", weights[0]):  # an entry of another weight says nothing
+            wanted[kind] = float(weights[0])
 
     def quality(kind: str) -> float:
         ranges = (kind, f"{kind.partition('/')[0]}/*", "*/*")  # the narrowest that is named counts

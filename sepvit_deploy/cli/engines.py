@@ -35,7 +35,8 @@ def engine(done: Engine) -> None:
     if done.inspection is not None:
         inspection(done.inspection)
     elif done.passport is not None:
-        again = f"sepvit-deploy check {shlex.quote(str(done.path))}"
+        trained = done.passport.weights is not None and not done.passport.weights.is_random
+        again = f"sepvit-deploy check {shlex.quote(str(done.path))}{' --weights CHECKPOINT' if trained else ''}"
         say(f"not inspected: {done.uninspected}; where it runs, type: {again}")
     if done.passport is not None:
         say(f"passport: {done.path}.json")

@@ -31,18 +31,20 @@ def segmented(
     """Pictures through a file, with the class names of ``labels``, or those that its passport has.
 
     Raises:
-        OptionError: ``top`` below 1; InputError: what `predict.segment` raises.
+        OptionError: ``top`` below 1; InputError: what `predict.segment` raises, of places before the file is loaded.
     """
     from sepvit_deploy.artifact import passport_path
     from sepvit_deploy.classes import require_labels
     from sepvit_deploy.masks import names_and_colours
-    from sepvit_deploy.predict import segment
+    from sepvit_deploy.predict import places, segment
 
     if top < 1:
         raise OptionError(f"--top {top}", expected="1 or more")
     passport, spec, preprocessing = opened.require_passport()
     require_labels(labels, spec.num_classes)
     names, colours = names_and_colours(passport.facts, spec.num_classes)
+    keep = (opened.path, passport_path(opened.path))
+    places(images, folder, masks=masks, keep=keep)  # an engine takes a while to load
     with opened.running(how) as runner:
         return segment(
             runner,
@@ -53,7 +55,7 @@ def segmented(
             colours=colours,
             folder=folder,
             masks=masks,
-            keep=(opened.path, passport_path(opened.path)),
+            keep=keep,
         )
 
 
@@ -89,9 +91,12 @@ def rows(found: Sequence[Segmentation], top: int) -> list[dict[str, Any]]:
 
 def evaluation(found: MaskEvaluation) -> None:
     """IoU of the classes and their mean, and the comparison with another file."""
-    passed_over = f", {len(found.unreadable)} unreadable ones passed over" if found.unreadable else ""
+    passed_over = f", {len(found.unreadable)} more passed over" if found.unreadable else ""
     label = "" if found.meaningful else " (not meaningful: untrained weights)"
     say(f"{found.model} on {found.images} images of {found.images_folder}{passed_over}; masks of {found.masks_folder}")
+    if found.ignored_class is not None:
+        ignored = f"pixels of class {found.ignored_class} are left out, for their value {found.ignore} is ignored"
+        say(f"{ignored}; where it is predicted elsewhere, it counts as wrong")
     _classes(found.scores)
     _means("", found.scores, label)
     absent = found.scores.absent

@@ -224,7 +224,7 @@ def likeness_text(compared: Parity, figures: str) -> str:
 def agreement_text(compared: Parity) -> str:
     """How often decisions agree, to follow other figures."""
     if compared.pixel_agreement is not None:
-        return f", {compared.pixel_agreement:.2%} of pixels with the same class"
+        return f", {compared.pixel_agreement:.2%} of {compared.counted} with the same class"
     return "" if compared.top1_agreement is None else f", top-1 agrees on {compared.top1_agreement:.1%}"
 
 

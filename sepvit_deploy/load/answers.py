@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sepvit_deploy.contract import CLASS, LABEL, MASK, SCORE
-from sepvit_deploy.images import MAX_PIXELS
+from sepvit_deploy.images import DAMAGED, MAX_PIXELS
 from sepvit_deploy.optional import require
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def _decoded(png: bytes) -> np.ndarray[Any, Any] | None:
     try:
         with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
             return np.asarray(image) if image.width * image.height <= MAX_PIXELS else None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # which is said where it is compared
+    except (*DAMAGED, Image.DecompressionBombError):  # which is said where it is compared
         return None
 
 

@@ -23,6 +23,8 @@ from sepvit_deploy.optional import require
 if TYPE_CHECKING:
     from sepvit_deploy.load.answers import Outputs
 
+BAD_REQUEST = 400
+
 
 def load(
     url: str,
@@ -96,7 +98,12 @@ async def _reference(server: Server, target: Target, payload: Payload, plan: Pla
         lost = connection_fault(error, plan.timeout_s)
         raise ServerError(f"{target.name} fails without any load: {lost}", expected="an answer") from error
     if status != 200:
-        raise ServerError(f"{target.name} answers {status}, without any load: {said(body)}", expected="200")
+        any_size = target.size is not None and -1 in target.size
+        raise ServerError(
+            f"{target.name} answers {status}, without any load: {said(body)}",
+            expected="200",
+            hint="type: --size HxW, a size that it takes" if any_size and status == BAD_REQUEST else None,
+        )
     try:
         outputs = parsed(body, header)
     except ValueError as error:

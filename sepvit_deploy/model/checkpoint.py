@@ -169,13 +169,16 @@ class Form:
         """True where a key is of training only."""
         return self.task == "segment" and TRAINING_ONLY.fullmatch(key) is not None
 
+    @property
+    def looks(self) -> str:
+        """What it is, in words."""
+        if self.task == "dense":
+            return f"a dense backbone of variant {self.variant.name}"
+        kind = "classification" if self.task == "classify" else f"segmentation with the head {self.head}"
+        return f"variant {self.variant.name} for {kind}"
+
     def __str__(self) -> str:
-        kind = {
-            "classify": "for classification",
-            "dense": "as a dense backbone",
-            "segment": f"with the head {self.head} for segmentation",
-        }
-        return f"variant {self.variant.name} {kind[self.task]}"
+        return f"variant {self.variant.name}, task {self.task}{f', head {self.head}' if self.head else ''}"
 
 
 def _forms(asked: Variant) -> list[Form]:
@@ -240,7 +243,7 @@ def _misfit(path: Path, found: _Shapes, everything: _Shapes, asked: Form, classe
     options = [f"{o} {v}" for o, v in nearest.options.items() if v is not None and asked.options[o] != v]
     if best == 1:
         return CheckpointError(
-            f"{path}: this looks like {nearest}", expected=str(asked), hint=f"type: {' '.join(options)}"
+            f"{path}: this looks like {nearest.looks}", expected=str(asked), hint=f"type: {' '.join(options)}"
         )
     missing = [key for key in expected if key not in found]
     unexpected = [key for key in found if key not in expected]
@@ -254,7 +257,7 @@ def _misfit(path: Path, found: _Shapes, everything: _Shapes, asked: Form, classe
     return CheckpointError(
         f"{path}: {', '.join(_some(label, keys) for label, keys in lists if keys)}",
         expected=f"the {len(expected)} keys of {asked}",
-        hint=f"the closest is {nearest}, type: {' '.join(options)}" if clear and options else None,
+        hint=f"the closest is {nearest.looks}, type: {' '.join(options)}" if clear and options else None,
     )
 
 

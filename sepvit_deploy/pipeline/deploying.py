@@ -288,7 +288,8 @@ def _accepted(
         return Step("acceptance", False, f"not judged: {why}")
     report("comparing with the FP32 file on the images")
     share, images = agreement_on(path, fp32, source, samples=spec.calibration.samples, progress=progress)
-    of = "the pixels of " if spec.model.task == "segment" else ""
+    parts = "logit cells" if spec.model.output == "logits" else "pixels"
+    of = f"the {parts} of " if spec.model.task == "segment" else ""
     if share < spec.acceptance.agreement:
         refused = _refused(path)
         with contextlib.suppress(OSError):

@@ -16,7 +16,7 @@ from sepvit_deploy.evaluate_masks import MaskEvaluation, evaluate_masks
 from sepvit_deploy.graph import with_logits
 from sepvit_deploy.image_sets import image_set, labelled
 from sepvit_deploy.likeness import Likeness
-from sepvit_deploy.mask_sets import IGNORE, Labelling, mask_set
+from sepvit_deploy.mask_sets import Labelling, mask_set
 from sepvit_deploy.masks import names_and_colours
 from sepvit_deploy.pipeline.lowering import image_batches, table_for
 from sepvit_deploy.pipeline.models import open_model
@@ -57,7 +57,8 @@ def evaluate(
         labels: of classification, a file of labels; None for class folders.
         masks: of segmentation, the folder of masks; None for ADE20K's layout.
         reduce_zero_label: of segmentation: 0 in masks counts for nothing, and 1 to N are the classes 0 to N - 1.
-        ignore: of segmentation, the value in masks that counts for nothing; None for 255.
+        ignore: of segmentation, the value in masks that counts for nothing; None for 255, which then must be no class.
+        max_unreadable: pictures to pass over, unreadable or, in segmentation, of a size that a file does not take.
         resume: where the progress is kept, so that a killed run goes on there.
 
     Raises:
@@ -84,7 +85,7 @@ def evaluate(
         names = (str(model), str(against))
     with contextlib.ExitStack() as stack:
         if segments:
-            labelling = Labelling(spec.num_classes, IGNORE if ignore is None else ignore, reduce_zero_label)
+            labelling = Labelling(spec.num_classes, ignore, reduce_zero_label)
             pairs = mask_set(source, masks, samples=samples)
             found: Evaluation | MaskEvaluation = evaluate_masks(
                 stack.enter_context(file.running(how, name=names[0])),
@@ -158,8 +159,8 @@ def sensitivity(
 
     Args:
         scales: a table for this file; None calibrates on the images.
-        agreement: share of equal top-1, of segmentation of pixels with the same class, that the suggested --keep line
-            should reach.
+        agreement: share of equal top-1, of segmentation of logit cells with the same class, that the suggested --keep
+            line should reach.
         alone: also measure each group with nothing but it in INT8.
 
     Raises:
@@ -221,7 +222,7 @@ def agreement_on(
 
     Returns:
         The share of images with the same top-1, or of a segmentation file the share of their pixels with the same
-        class; and the number of images.
+        class, of one that gives logits that of the logits' cells, before any resize; and the number of images.
 
     Raises:
         InputError: a file or the images are unusable.

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sepvit_deploy import artifact, triton
+from sepvit_deploy.building import Profile, default_profiles, size_text
 from sepvit_deploy.classes import MAX_LABEL_BYTES, read_labels, require_labels
 from sepvit_deploy.contract import name_of, require_name
 from sepvit_deploy.errors import GraphError, InputError, OptionError, PassportError, PlanError
@@ -97,6 +98,8 @@ def _served(source: str, name: str | None, labels: tuple[str, ...] | None, warn:
                 hint="type: sepvit-deploy build FILE.onnx --builder tensorrt; or serve FILE.onnx",
             )
         graph, shapes, batch, profiles = _behind(opened, warn), facts.network.outputs, facts.batch, facts.profiles
+        if spec.any_size:
+            _require_box(source, spec, batch, profiles)
     else:
         assert isinstance(opened, OpenedOnnx)
         graph, profiles = opened, ()
@@ -122,6 +125,23 @@ def _served(source: str, name: str | None, labels: tuple[str, ...] | None, warn:
         labels=labels,
         colours=_colours(passport, spec),
     )
+
+
+def _require_box(source: str, spec: ModelSpec, batch: int | None, profiles: Sequence[Profile]) -> None:
+    """Refuse a plan for any size whose profiles leave out the largest pictures: one of them is the server's warm-up.
+
+    Raises:
+        PlanError: no profile covers the box that pictures are fitted into, lying or standing.
+    """
+    for size in (spec.size, (spec.size[1], spec.size[0])):
+        if not any(profile.covers_size(size) for profile in profiles):
+            usual = " ".join(f"--profile {profile}" for profile in default_profiles(batch, spec.size))
+            told = ", ".join(profile.takes for profile in profiles)
+            raise PlanError(
+                f"{source} takes batches of {told}, and pictures of {size_text(size)} come",
+                expected=f"profiles that cover {size_text(spec.size)} lying and standing",
+                hint=f"type: sepvit-deploy build FILE {usual}",
+            )
 
 
 def _colours(passport: artifact.Passport, spec: ModelSpec) -> tuple[Colour, ...]:

@@ -14,7 +14,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sepvit_deploy.errors import InputError
+from sepvit_deploy.contract import MASK
+from sepvit_deploy.errors import InputError, SepvitError
 from sepvit_deploy.masks import MOST_CLASSES
 from sepvit_deploy.runners.batches import InBatches, Profiled
 
@@ -142,13 +143,27 @@ class Lane:
         images = parts[0] if len(parts) == 1 else np.concatenate(parts)
         started = time.perf_counter()
         outputs = self._runner.run(images)
-        return Computed(outputs, started, time.perf_counter())
+        computed = Computed(outputs, started, time.perf_counter())
+        if self.model.spec.task == "segment" and MASK in outputs:
+            _require_classes(self.model, outputs[MASK])
+        return computed
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
 
 _TYPES = {"uint8": "UINT8"}
+
+
+def _require_classes(model: Model, masks: Array) -> None:
+    """Refuse masks of classes that have neither a name nor a colour.
+
+    Raises:
+        SepvitError: a class beyond the model's; no `InputError`, for it is never a client's fault.
+    """
+    if (found := int(masks.max())) >= model.spec.num_classes:
+        expected = f"0 to {model.spec.num_classes - 1}"
+        raise SepvitError(f"{model.runner.name} gave the class {found}", expected=expected, hint="export again")
 
 
 def _require_segments(model: Model, outputs: dict[str, Array]) -> None:

@@ -49,7 +49,8 @@ class Workers:
         """Run it in one of the threads.
 
         Args:
-            deadline: of `time.perf_counter`; what has not begun by then is not done, and what has is left alone.
+            deadline: of `time.perf_counter`; what has not begun by then is not done, and what has is left alone:
+                a mask, which may take seconds, ends itself.
 
         Raises:
             Refusal: 503, there is no memory for it, or the deadline passes.

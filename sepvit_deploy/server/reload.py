@@ -109,8 +109,9 @@ def require_alike(before: Lane, after: Lane) -> None:
         ("any_size", old.spec.any_size, new.spec.any_size),
         ("size", old.spec.size, new.spec.size),
         ("outputs", before.outputs, after.outputs),
+        ("classes", old.spec.num_classes, new.spec.num_classes),
         ("preprocessing", old.preprocessing, new.preprocessing),
-        ("classes", old.classes, new.classes),
+        ("names of classes", old.classes, new.classes),
     ):
         if was != now:
             found = f"the new file has {what} {now!s:.300}"

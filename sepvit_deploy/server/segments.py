@@ -5,15 +5,16 @@ It takes its time, and runs where pictures are decoded: not in the event loop.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sepvit_deploy.contract import MASK
 from sepvit_deploy.errors import InputError
-from sepvit_deploy.masks import class_mask, mask_png, run_lengths
+from sepvit_deploy.masks import Abandoned, class_mask, mask_png, run_lengths
 from sepvit_deploy.server.protocol import dumps
-from sepvit_deploy.server.refusal import Refusal, malformed
+from sepvit_deploy.server.refusal import Refusal, malformed, unavailable
 from sepvit_deploy.uploads import PNG
 
 if TYPE_CHECKING:
@@ -26,22 +27,36 @@ MOST_RUNS = 1_000_000
 """Of a mask in JSON, where each takes some 15 bytes, and ten times that while it is written."""
 
 
-def mask(outputs: dict[str, Array], prepared: Prepared, index: int = 0) -> Mask:
+def mask(outputs: dict[str, Array], prepared: Prepared, deadline: float, index: int = 0) -> Mask:
     """The classes of a picture's pixels, (H, W).
 
+    Args:
+        deadline: of `time.perf_counter`, after which nobody waits for it.
+
     Raises:
-        Refusal: 400, the numbers that were sent take the model's beyond what is finite.
+        Refusal: 400, the numbers that were sent take the model's beyond what is finite; 503, the deadline passes.
     """
-    size = prepared.images.shape[2:]
+    height, width = prepared.images.shape[2:]
     try:
-        return class_mask(outputs, index, input_size=(size[0], size[1]), picture_size=prepared.sizes[index])
+        return class_mask(
+            outputs,
+            index,
+            input_size=(height, width),
+            picture_size=prepared.sizes[index],
+            keep_going=lambda: time.perf_counter() < deadline,
+        )
+    except Abandoned:
+        raise unavailable("the deadline has passed") from None
     except InputError:
         raise malformed("the model gives no finite numbers for this input") from None
 
 
-def tensors(outputs: dict[str, Array], prepared: Prepared, colours: Sequence[Colour]) -> dict[str, Values]:
-    """The output of the segment model: a PNG for each picture."""
-    return {MASK: [mask_png(mask(outputs, prepared, index), colours) for index in range(len(prepared.sizes))]}
+def tensors(
+    outputs: dict[str, Array], prepared: Prepared, colours: Sequence[Colour], deadline: float
+) -> dict[str, Values]:
+    """The output of the segment model: a PNG for each picture; raises as `mask`."""
+    found = (mask(outputs, prepared, deadline, index) for index in range(len(prepared.sizes)))
+    return {MASK: [mask_png(each, colours) for each in found]}
 
 
 def answer(
@@ -51,6 +66,7 @@ def answer(
     labels: Sequence[str] | None,
     colours: Sequence[Colour],
     about: Callable[[], dict[str, Any]],
+    deadline: float,
 ) -> bytes:
     """The mask of one picture: a PNG, or its size, the classes in it, and the runs of `masks.run_lengths`.
 
@@ -58,13 +74,14 @@ def answer(
         kind: `uploads.PNG` or `uploads.JSON`.
         labels: without them, null.
         about: what else JSON says, asked when all but the writing is done.
+        deadline: as of `mask`.
 
     Raises:
         Refusal: as `mask`; 413 for JSON of more than `MOST_RUNS`.
     """
     import numpy as np
 
-    found = mask(outputs, prepared)
+    found = mask(outputs, prepared, deadline)
     if kind == PNG:
         return mask_png(found, colours)
     flat = found.ravel()

@@ -149,7 +149,7 @@ class Service:
                     tensors = await self.workers.do(lambda: _finite(result.outputs), deadline)
                 elif name == segment_name(self.settings.name):
                     tensors = await self.workers.do(
-                        lambda: segments.tensors(result.outputs, prepared, self.colours), deadline
+                        lambda: segments.tensors(result.outputs, prepared, self.colours, deadline), deadline
                     )
                 else:
                     top = signature.outputs[0].shape[1]
@@ -183,7 +183,7 @@ class Service:
         """A picture's mask, and its media type."""
         arrived = time.perf_counter()
         try:
-            kind = mask_type(request.headers.get("accept"))
+            kind = mask_type(",".join(request.headers.getlist("accept")).strip(", \t") or None)
         except InputError as error:
             raise Refusal(406, str(error)) from None
         name = self._offering("segment")
@@ -199,7 +199,7 @@ class Service:
 
                 found, about = result.outputs, partial(self._about, result, arrived)
                 answer = await self.workers.do(
-                    lambda: segments.answer(kind, found, prepared, self.names, self.colours, about), deadline
+                    lambda: segments.answer(kind, found, prepared, self.names, self.colours, about, deadline), deadline
                 )
         self._answered(name, 1, result, arrived)
         return answer, kind

@@ -450,7 +450,7 @@ def test_options_out_of_range(file, state):
     saved(file, state)
     with pytest.raises(OptionError, match=r"^there is no variant 'xl'; expected one of lite, t, s, b"):
         load_checkpoint(file, "xl")
-    with pytest.raises(OptionError, match=r"^there is no task 'detect'; expected classify or dense$"):
+    with pytest.raises(OptionError, match=r"^there is no task 'detect'; expected classify, dense, segment$"):
         load_checkpoint(file, "lite", "detect")
     with pytest.raises(OptionError, match=r"^--num-classes 0; expected 1 or more$"):
         load_checkpoint(file, "lite", num_classes=0)

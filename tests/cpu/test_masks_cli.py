@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,11 @@ import torch
 from PIL import Image
 
 from sepvit_deploy.masks import class_mask, palette, read_mask
+from sepvit_deploy.runners.onnxruntime import OnnxRuntimeRunner
 from tests.cpu.commands import PHOTO, call, complaint
 from tests.unit.segmenters import COLOURS, NAMES, ade20k, passport_of, scene, segmenter
 
+CLIENT = PHOTO.with_name("client.py")
 IMAGES = 5
 UNTRAINED = "warning: this file holds random weights: "
 
@@ -69,6 +73,33 @@ def test_evaluate_finds_ade20ks_masks(made: Path, name: str) -> None:
     assert document["model_sha256"] == passport_of(made / name)["sha256"]
 
 
+def test_a_class_that_is_ignored_is_named(made: Path) -> None:
+    given: tuple[Any, ...] = ("evaluate", made / "mask.onnx", "--images", made / "ade", "--reduce-zero-label")
+    done = call(*given, "--ignore", "3")
+    assert done.code == 0, done
+    assert (
+        "\npixels of class 2 are left out, for their value 3 is ignored; where it is predicted elsewhere, " in done.out
+    )
+    assert call(*given, "--ignore", "3", "--json").document["ignored_class"] == 2
+
+
+def test_predict_looks_for_its_folder_before_it_loads_the_file(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: object, **__: object) -> None:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(OnnxRuntimeRunner, "__init__", load)
+    with pytest.raises(AssertionError, match="loaded"):
+        call("predict", made / "mask.onnx", PHOTO, "--output", made)
+    assert "the folder none does not exist" in complaint(call("predict", made / "mask.onnx", PHOTO, "--output", "none"))
+
+
+def test_the_client_writes_no_mask_over_another(tmp_path: Path) -> None:
+    asked = (sys.executable, CLIENT, "--url", "127.0.0.1:1", "--segment", "m", "a/x.jpg", "b/x.jpg")
+    done = subprocess.run(asked, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert (done.returncode, done.stdout, list(tmp_path.iterdir())) == (1, "", [])
+    assert done.stderr == "error: a/x.jpg and b/x.jpg would both be written to x.mask.png; rename one of them\n"
+
+
 def test_what_evaluate_prints(made: Path) -> None:
     images = made / "ade/images/validation"
     done = call(
@@ -112,6 +143,7 @@ def test_masks_of_another_folder_with_another_number_to_ignore(made: Path, tmp_p
     done = call(*given, "--ignore", "77", "--json")
     assert done.code == 0, done
     assert done.document["scores"]["pixels"] == 3 * 44 * 80
+    assert "are left out" not in call(*given, "--ignore", "77").out
     assert "holds the value 77; expected 0 to 4 or 255, because mask.onnx has 5 classes" in complaint(call(*given))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -136,7 +136,8 @@ def test_an_int8_file_is_judged_by_its_pixels(
     assert {(finding["severity"], finding["rule"]) for finding in linted["findings"]} <= {("info", "uneven-product")}
     done = call("check", path, "--against", files / f"{output}.onnx", "--images", pictures)
     assert done.code == 0, done
-    assert "% of pixels with the same class" in done.out
+    counted = "pixels" if output == "mask" else "logit cells"
+    assert f"% of {counted} with the same class" in done.out
     assert "top-1" not in done.out
     share, images = agreement_on(path, files / f"{output}.onnx", pictures, samples=len(SIZES))
     assert 0.95 < share < 1
@@ -231,27 +232,36 @@ def test_every_form_of_logits_is_close() -> None:
         assert sqnr_db(expected, run(changed, images)[0]) > 25, options
 
 
-@pytest.mark.parametrize("least", [0.5, 1.0])
+@pytest.mark.parametrize(
+    ("output", "counted", "least"), [("mask", "pixels", 0.5), ("mask", "pixels", 1.0), ("logits", "logit cells", 1.0)]
+)
 def test_deploy_accepts_a_segmentation_file_by_its_pixels(
-    least: float, files: Path, scales: Callable[[str], Path], pictures: Path, tmp_path: Path
+    output: Literal["mask", "logits"],
+    counted: str,
+    least: float,
+    files: Path,
+    scales: Callable[[str], Path],
+    pictures: Path,
+    tmp_path: Path,
 ) -> None:
-    path = int8(files, "mask", scales, "tensorrt", tmp_path / "int8.onnx")
+    path = int8(files, output, scales, "tensorrt", tmp_path / "int8.onnx")
     spec = default_spec("lite", "int8")
     spec = replace(
         spec,
-        model=replace(SPEC, output="mask"),
+        model=replace(SPEC, output=output),
         preprocessing=SPEC.preprocessing,
         acceptance=replace(spec.acceptance, agreement=least),
         calibration=replace(spec.calibration, samples=len(SIZES)),
     )
-    arguments = (spec, path, files / "mask.onnx", pictures, lambda step: None, lambda share: None)
+    arguments = (spec, path, files / f"{output}.onnx", pictures, lambda step: None, lambda share: None)
     if least < 1:
         step = deploying._accepted(*arguments)
         assert step.done
         assert step.found.startswith("class as FP32 on 9")
-        assert step.found.endswith(f"% of the pixels of {len(SIZES)} images")
+        assert step.found.endswith(f"% of the {counted} of {len(SIZES)} images")
         return
-    with pytest.raises(AcceptanceFailed, match=r"agrees with mask.onnx on .*% of the pixels of 5 images; expected 100"):
+    what = f"agrees with {output}.onnx on .*% of the {counted} of 5 images; expected 100"
+    with pytest.raises(AcceptanceFailed, match=what):
         deploying._accepted(*arguments)
     assert not path.exists()
 

@@ -249,7 +249,7 @@ def test_what_only_training_needs_may_be_there_or_not(states, tmp_path):
 
 def test_a_checkpoint_of_the_other_head_is_named(states, tmp_path):
     found = refusal(tmp_path, {"meta": {}, "state_dict": states["upernet"]}, "lite", "segment", head="fpn")
-    assert "looks like variant lite with the head upernet for segmentation" in found
+    assert "looks like variant lite for segmentation with the head upernet" in found
     assert found.endswith("type: --head upernet")
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
 import io
+import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +21,9 @@ from sepvit_deploy.images import decode_image, preprocess
 from sepvit_deploy.load import load
 from sepvit_deploy.masks import class_mask, from_run_lengths
 from sepvit_deploy.pipeline import Running, open_model
+from sepvit_deploy.server import segments
+from sepvit_deploy.server.pictures import Prepared
+from sepvit_deploy.server.refusal import Refusal
 from tests.cpu.commands import PHOTO, call, complaint, spawn
 from tests.cpu.serving import NAMES, Served, segmenter, served
 
@@ -141,6 +147,38 @@ def test_each_kind_of_bad_request_has_one_answer(
     found = small.post(path, body, headers)
     assert found.status == status, found
     assert words in found.document["error"]
+
+
+@pytest.mark.parametrize(
+    ("accepts", "kind"),
+    [(["text/html", "application/json"], "application/json"), ([",", " , "], "image/png")],
+    ids=["the second", "blank"],
+)
+def test_every_header_accept_counts_and_a_blank_one_does_not(small: Served, accepts: list[str], kind: str) -> None:
+    connection = http.client.HTTPConnection(small.address, timeout=30)
+    try:
+        connection.putrequest("POST", "/v1/segment")
+        picture = png(8, 8)
+        for accept in accepts:
+            connection.putheader("Accept", accept)
+        connection.putheader("Content-Length", str(len(picture)))
+        connection.endheaders(picture)
+        found = connection.getresponse()
+        assert (found.status, found.headers["content-type"]) == (200, kind), found.read()
+    finally:
+        connection.close()
+
+
+def test_a_mask_that_would_be_late_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two tiles, in its own thread: the deadline passes while the first are decided."""
+    logits = {"logits": np.zeros((1, 5, 16, 16), np.float32)}
+    picture = Prepared(np.zeros((1, 3, 64, 64), np.float32), ((640, 64),))
+    now = itertools.count()
+    monkeypatch.setattr(segments, "time", SimpleNamespace(perf_counter=lambda: next(now)))
+    with pytest.raises(Refusal, match="the deadline has passed") as caught:
+        segments.tensors(logits, picture, [(0, 0, 0)] * 5, 3)
+    assert (caught.value.status, next(now)) == (503, 4)
+    assert segments.mask(logits, picture, 1000).shape == (640, 64)
 
 
 def test_tritonclient_gets_tensors_of_bytes_and_of_free_sizes(small: Served, free: Served, folder: Path) -> None:

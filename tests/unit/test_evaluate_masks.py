@@ -226,6 +226,38 @@ def test_unreadable_pictures_are_passed_over(root: Path, tmp_path: Path) -> None
         run(mask_set(copy), Fake(), max_unreadable=0)
 
 
+class Picky(Fake):
+    """Takes no image of a side below 16, as an engine whose profiles begin there."""
+
+    def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        if min(images.shape[2:]) < 16:
+            raise InputError(
+                f"{self.name} was given a batch of 1 at {images.shape[2]}x{images.shape[3]}", expected="1 at 16x16"
+            )
+        return super().run(images)
+
+
+@pytest.mark.parametrize("picky", [0, 1], ids=["the evaluated file", "the other file"])
+def test_a_picture_of_a_size_that_a_file_does_not_take_is_passed_over_by_both(
+    root: Path, tmp_path: Path, picky: int
+) -> None:
+    copy = ready(root, tmp_path)
+    Image.new("RGB", (400, 5)).save(copy / "images/validation/sliver.jpg")
+    Image.new("L", (400, 5), 1).save(copy / "annotations/validation/sliver.png")
+    runners: list[Fake] = [Fake(size=(None, None)), Fake(size=(None, None))]
+    runners[picky] = Picky(size=(None, None))
+    told: list[str] = []
+    options: dict[str, Any] = {"preprocessing": Preprocessing((40, 64), None, "bilinear", keep_ratio=True)}
+    result = run(mask_set(copy), *runners, **options, warn=told.append, resume=tmp_path / "progress")
+    assert (result.images, result.unreadable) == (IMAGES, ("sliver.jpg",))
+    assert result.scores == run(mask_set(root), Fake(size=(None, None)), **options).scores
+    assert [line.partition("sliver.jpg")[2] for line in told] == [
+        ": m.onnx was given a batch of 1 at 1x64; it takes 1 at 16x16"
+    ]
+    with pytest.raises(ImageError, match=r"the last: .*sliver\.jpg: m\.onnx was given .* 1x64; .*at most 0; "):
+        run(mask_set(copy), *runners, **options, max_unreadable=0)
+
+
 @pytest.mark.parametrize("layout", ["root", "images", "split", "val", "flat", "masks", "inside"])
 def test_masks_are_found_beside_the_pictures(
     root: Path, tmp_path: Path, layout: str, monkeypatch: pytest.MonkeyPatch
@@ -369,6 +401,49 @@ def test_what_cannot_be_evaluated(pairs: MaskSet, runner: Fake, options: dict[st
 def test_a_number_that_no_mask_can_hold() -> None:
     with pytest.raises(OptionError, match=r"^--ignore 256; expected 0 to 255"):
         Labelling(CLASSES, 256)
+
+
+@pytest.mark.parametrize(
+    ("classes", "options", "message"),
+    [
+        (
+            256,
+            {},
+            "255, which is ignored in masks, is class 255 of 256; expected a number that is no class; "
+            "type: --ignore 255 to leave it out",
+        ),
+        (
+            255,
+            {"reduce_zero_label": True},
+            "255, which is ignored in masks, is class 254 of 255; expected a number that is no class; "
+            "type: --ignore 0, which is no class",
+        ),
+        (257, {"ignore": 255}, "masks of 257 classes cannot be evaluated; expected at most 256, for a mask has 8 bits"),
+    ],
+    ids=["256", "255 reduced", "257"],
+)
+def test_classes_that_no_mask_can_tell_apart(classes: int, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=f"^{re.escape(message)}$"):
+        Labelling(classes, **options)
+
+
+@pytest.mark.parametrize(
+    ("labelling", "left_out"),
+    [
+        (Labelling(150, 3), 3),
+        (Labelling(150, 3, True), 2),
+        (Labelling(150, 0, True), None),
+        (Labelling(150, 150), None),
+        (Labelling(150, 150, True), 149),
+        (Labelling(255), None),
+        (Labelling(254, reduce_zero_label=True), None),
+        (Labelling(256, 255), 255),
+    ],
+    ids=["3", "3-reduced", "0-reduced", "150", "150-reduced", "255-of-255", "255-of-254-reduced", "255-of-256"],
+)
+def test_the_class_that_is_ignored(labelling: Labelling, left_out: int | None) -> None:
+    assert labelling.ignored_class == left_out
+    assert sorted({*range(labelling.classes)} - {*labelling.table.tolist()}) == ([] if left_out is None else [left_out])
 
 
 class Killed(BaseException):

@@ -19,6 +19,8 @@ from PIL import Image
 from sepvit_deploy import images, masks
 from sepvit_deploy.errors import ImageError, ImageTooLarge, InputError, PassportError
 from sepvit_deploy.masks import (
+    TILE,
+    Abandoned,
     class_mask,
     from_run_lengths,
     mask_png,
@@ -104,6 +106,21 @@ def test_more_classes_than_a_byte_has(classes: int, dtype: type) -> None:
     mask = class_mask({"logits": logits}, 0, input_size=(4, 4), picture_size=(2, 3))
     assert mask.dtype == dtype
     assert (mask == classes - 1).all()
+
+
+@pytest.mark.parametrize("size", [(5 * TILE[0], 3), (3, 5 * TILE[1])], ids=["high", "wide"])
+def test_a_mask_that_nobody_waits_for_is_left_between_two_tiles(size: tuple[int, int]) -> None:
+    logits = {"logits": np.zeros((1, 2, 2, 2), np.float32)}
+    sizes: Any = {"input_size": (8, 8), "picture_size": size}
+    asked = itertools.count(1)
+    assert class_mask(logits, 0, **sizes, keep_going=lambda: bool(next(asked))).shape == size
+    times = next(asked) - 1
+    assert times >= 5
+    for last in range(1, times + 1):
+        asked = itertools.count(1)
+        with pytest.raises(Abandoned):
+            class_mask(logits, 0, **sizes, keep_going=lambda: next(asked) < last)  # noqa: B023
+        assert next(asked) == last + 1
 
 
 def test_memory_does_not_grow_with_the_classes() -> None:
@@ -280,6 +297,12 @@ def test_runs_there_and_back(seed: int, size: tuple[int, int], classes: int, sam
 def test_pairs_that_are_no_runs(pairs: Any, message: str) -> None:
     with pytest.raises(InputError, match=f"^{re.escape(message)}"):
         from_run_lengths(pairs, 2, 3)
+
+
+def test_runs_of_more_pixels_than_a_picture_may_have() -> None:
+    message = "a mask of 10001x10000 pixels; expected at most 100000000"
+    with pytest.raises(InputError, match=f"^{message}$"):
+        from_run_lengths([[0, 10001 * 10000]], 10001, 10000)
 
 
 def test_what_a_passport_calls_the_classes() -> None:

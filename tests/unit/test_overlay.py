@@ -180,6 +180,17 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
         run([path], path)
 
 
+@pytest.mark.parametrize("name", ["b.overlay.png", "a.mask.png"])
+def test_every_place_is_tried_before_a_picture_is_segmented(tmp_path: Path, name: str) -> None:
+    images = [picture(tmp_path / "in" / "a.jpg"), picture(tmp_path / "in" / "b.jpg")]
+    (tmp_path / name).mkdir()
+    runner = Fake()
+    runner.input_shape = ()  # which the first run would need
+    with pytest.raises(OutputError, match=rf"{name} is a folder; expected a file to write; name a file in it$"):
+        run(images, tmp_path, runner, masks=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "in"])
+
+
 @pytest.mark.parametrize(
     ("runner", "message"),
     [

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sepvit_deploy import likeness, parity
+from sepvit_deploy.cli.show import agreement_text
 from sepvit_deploy.errors import InputError, ParityFailed
 from sepvit_deploy.likeness import BLOCK, Sums, Worst
 from sepvit_deploy.parity import FP32, Parity, TensorParity, Tolerance, compare, random_batches
@@ -220,8 +221,10 @@ def test_the_pixels_of_logits_are_decisions_and_a_few_of_them_may_be_ties(change
     assert (result.top1_agreement, result.pixel_agreement) == (None, 1 - changed / 2000)
     assert result.passed == passed
     assert result.first_out is None
+    assert f"{1 - changed / 2000:.2%} of logit cells with the same class" in agreement_text(result)
     if not passed:
-        failed(result, "99.85% of the pixels of 2 images have the same class; expected at most 1e-04, at least -200 dB")
+        expected = "at most 1e-04, at least -200 dB and 99.9% of logit cells with the same class"
+        failed(result, f"99.85% of the logit cells of 2 images have the same class; expected {expected}")
 
 
 def masks(changed: int, *, to: int = 2) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -239,6 +242,7 @@ def test_a_mask_is_judged_by_the_share_of_pixels_alone(tolerance: Tolerance, mos
     result = compared(*masks(most, to=to), outputs=("mask",), tolerance=tolerance)
     assert result.passed
     assert result.pixel_agreement == 1 - most / 2000
+    assert agreement_text(result) == f", {1 - most / 2000:.2%} of pixels with the same class"
     result = compared(*masks(most + 1, to=to), outputs=("mask",), tolerance=tolerance)
     assert (result.passed, result.first_out) == (False, "mask")
     least = f"at least {tolerance.pixel_agreement:.1%} of pixels with the same class"

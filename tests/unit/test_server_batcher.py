@@ -164,7 +164,7 @@ class Free(Device):
 def test_images_of_one_size_run_together_and_a_size_that_fails_is_no_fault_of_the_models() -> None:
     async def scene() -> None:
         device, failures = Free(), []
-        lane = Lane(source(device, SEGMENT), 1)
+        lane = Lane(source(device, replace(SEGMENT, num_classes=5)), 1)
         await lane.open(4)
         assert (lane.outputs, lane.types, lane.output_bytes) == ({"mask": (None, None)}, {"mask": "UINT8"}, 128)
         device.batches.clear()
@@ -406,7 +406,8 @@ def test_a_new_model_must_be_like_the_one_before(spec: ModelSpec, device: Device
         ({"head": "upernet"}, "head upernet; expected fpn"),
         ({"any_size": False}, "any_size False; expected True"),
         ({"size": (16, 8)}, "size"),
-        ({"classes": ["a", "c", "b"]}, "classes"),
+        ({"classes": ["a", "c", "b"]}, "names of classes"),
+        ({"num_classes": 4}, "classes 4; expected 3, as clients know it"),
         ({}, None),
     ],
     ids=str,
@@ -430,6 +431,24 @@ def test_a_segmentation_model_gives_way_to_one_of_its_kind(change: dict[str, Any
     else:
         with pytest.raises(InputError, match=words):
             asyncio.run(scene())
+
+
+def test_a_mask_of_a_class_that_the_model_does_not_have_is_a_failure_of_the_model() -> None:
+    """Whatever the size, of which others are a client's choice."""
+
+    async def scene() -> None:
+        lane = Lane(source(Free(), SEGMENT), 1)
+        await lane.open(2)
+        try:
+            assert (await lane.run([np.full((1, 3, 8, 16), 2, np.float32)])).outputs["mask"].max() == 2
+            for size in (SEGMENT.size, (4, 8)):
+                with pytest.raises(SepvitError, match=r"^device gave the class 3; expected 0 to 2") as caught:
+                    await lane.run([np.full((1, 3, *size), 3, np.float32)])
+                assert not isinstance(caught.value, InputError), "which may be a client's fault"
+        finally:
+            await lane.close()
+
+    asyncio.run(scene())
 
 
 def test_a_model_of_numbers_that_are_not_finite_does_not_open() -> None:

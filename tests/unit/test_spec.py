@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sepvit_deploy.errors import OptionError
+from sepvit_deploy.masks import MOST_CLASSES
 from sepvit_deploy.spec import ModelSpec, Preprocessing, parse_image_size, parse_input_size
 from sepvit_deploy.variants import VARIANTS
 
@@ -225,6 +226,9 @@ def test_what_segmentation_adds_is_written_only_where_it_is_said() -> None:
     assert "keep_ratio" not in spec.preprocessing.to_dict()
     with pytest.raises(OptionError, match="at most 256, for a mask is of uint8"):
         replace(masks, num_classes=257)
+    assert replace(spec, num_classes=MOST_CLASSES).num_classes == MOST_CLASSES
+    with pytest.raises(OptionError, match=r"^a segmentation model has 65537 classes; expected at most 65536, for a"):
+        replace(spec, num_classes=MOST_CLASSES + 1)
 
 
 @pytest.mark.parametrize("module", ["spec", "images"])

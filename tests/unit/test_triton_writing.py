@@ -170,6 +170,34 @@ def test_a_plan_of_masks_of_any_size_is_judged_by_its_types(tmp_path: Path) -> N
     assert {("tensors", "s/config.pbtxt"), ("ensemble-types", "s_segment")} <= broken
 
 
+@pytest.mark.parametrize(
+    ("profiles", "words"),
+    [
+        (["1,1,4@32x32,64x85,64x96"], "1 to 4 at 32x32 to 64x96, and pictures of 96x64 come"),
+        (["1@64x64", "1,1,4@32x32,85x64,96x64"], "and pictures of 64x96 come"),
+        (["1,1,4@32x32,96x96,96x96"], None),
+    ],
+    ids=["lying", "standing", "both"],
+)
+def test_a_plan_of_any_size_covers_the_largest_pictures_both_ways(
+    tmp_path: Path, profiles: list[str], words: str | None
+) -> None:
+    onnx = segmenter(tmp_path / "s.onnx", any_size=True, size=(64, 96))
+    network = NetworkFacts(3, {}, {}, {"images": [-1, 3, -1, -1]}, {"logits": [-1, 5, -1, -1]})
+    passport = read_passport(onnx)
+    assert passport is not None
+    given = map(Profile.parse, profiles)
+    plan = plan_file(tmp_path / "s.plan", onnx, *given, network=network, model=passport.model)
+    done = call("triton", plan, "--repository", tmp_path / "root")
+    if words is None:
+        assert done.code == 0, done.err
+        return
+    usual = "--profile 1,1,4@32x32,64x86,64x96 --profile 1,1,4@32x32,86x64,96x64"
+    expected = "expected profiles that cover 64x96 lying and standing; type: sepvit-deploy build FILE"
+    complaint(done, words, expected, usual)
+    assert not (tmp_path / "root" / "s").exists()
+
+
 def test_a_python_model_has_every_module_that_it_needs(files: Path, tmp_path: Path) -> None:
     """Of those that Python reads to import it; what a function of theirs imports is for the server's own test."""
     write(tmp_path, files / "a.onnx")

@@ -42,7 +42,8 @@ def test_what_is_no_number_of_classes(text: str) -> None:
         ("application/*", JSON),
         ("text/html, application/json;q=0.9, */*;q=0.8", JSON),
         ("image/png;q=0, */*", JSON),
-        ("image/png;q=high, application/json", PNG),
+        ("image/png;q=high, application/json", JSON),
+        ("application/json;q=1.5, image/png;q=0.1", PNG),
     ],
     ids=str,
 )
