@@ -69,11 +69,9 @@ def mask_set(source: Path, masks: Path | None = None, *, samples: int | None = N
         ImageError: a folder without pictures, a picture without mask or the other way round, or two of one name.
         InputError: the manifest is unusable.
     """
-    if masks is None and all(os.path.isdir(source / name) for name in ("images", "annotations")):
+    if all(os.path.isdir(source / name) for name in ("images", "annotations")):
         split = next((name for name in SPLITS if os.path.isdir(source / "images" / name)), "")
-        source, masks = source / "images" / split, source / "annotations" / split
-        if not os.path.isdir(masks):
-            raise ImageError(f"{source} has no masks: {masks} is not there", expected="a mask for each picture")
+        source, masks = source / "images" / split, masks or source / "annotations" / split
     images = replace(labelled(source, samples=samples), labels=None)
     folder = masks or _beside(images.folder)
     if folder is None:

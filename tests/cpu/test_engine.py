@@ -85,8 +85,8 @@ def ended(pid: str) -> bool:
         return True
 
 
-@pytest.mark.parametrize("opset", [17, 18, 19, 21])
-def test_a_classifier_builds_for_one_batch_at_every_other_opset(opset: int, exported: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("opset", [17, 19, 21])
+def test_a_classifier_builds_for_one_batch_at_other_opsets(opset: int, exported: Callable[..., Path]) -> None:
     network, _ = built(exported("--variant", "lite", "--batch", "2", "--opset", str(opset)))
     assert network.inputs == {"images": [2, 3, 224, 224]}
     assert network.outputs == {"logits": [2, 1000]}

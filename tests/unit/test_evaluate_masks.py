@@ -293,7 +293,7 @@ def test_masks_are_found_beside_the_pictures(
     ("change", "kind", "message"),
     [
         ("no masks", OptionError, "no masks are given for {root}/pictures; expected --masks DIR, or ADE20K's layout"),
-        ("no split", ImageError, "{images} has no masks: {masks} is not there"),
+        ("no split", ImageError, "{masks} is no folder"),
         ("no folder", ImageError, "{root}/nowhere is no folder; expected a folder with the mask of each picture"),
         (
             "no mask",
