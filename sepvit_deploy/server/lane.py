@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from sepvit_deploy.contract import MASK
 from sepvit_deploy.errors import InputError, SepvitError
-from sepvit_deploy.masks import MOST_CLASSES
 from sepvit_deploy.runners.batches import InBatches, Profiled
 
 if TYPE_CHECKING:
@@ -170,11 +169,9 @@ def _require_segments(model: Model, outputs: dict[str, Array]) -> None:
     """Refuse a model that does not give what its passport says.
 
     Raises:
-        InputError: another output, one of another shape or type, or more classes than a mask has numbers.
+        InputError: another output, or one of another shape or type.
     """
     spec = model.spec
-    if spec.num_classes > MOST_CLASSES:
-        raise InputError(f"{model.runner.name} has {spec.num_classes} classes", expected=f"at most {MOST_CLASSES}")
     height, width = spec.size
     wanted: dict[str, Any] = {"logits": ("float32", (spec.num_classes, -(-height // 4), -(-width // 4)))}
     wanted["mask"] = ("uint8", (height, width))
