@@ -238,7 +238,10 @@ def evaluate(
     ] = False,
     ignore: Annotated[
         int | None,
-        typer.Option(help="Number in the masks that counts for nothing; default: 255, where that is no class.", show_default=False),
+        typer.Option(
+            help="Number in the masks that counts for nothing; default: 255, where that is no class.",
+            show_default=False,
+        ),
     ] = None,
     against: Annotated[
         str | None, typer.Option(metavar="FILE", help="Another model, e.g. the FP32 file: agreement and flips.")
